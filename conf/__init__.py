@@ -1,0 +1,1 @@
+"""Hydra configuration groups; read by the command lines only."""

@@ -1,0 +1,114 @@
+"""The command line's edge: Hydra, with one line and exit status 2 for what a user can mend.
+
+Used by `python -m latency_lut` and `python -m search`. A bug keeps its traceback and exit status 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra._internal.utils import get_args_parser
+from hydra.errors import HydraException, InstantiationException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spaces.errors import UserError
+
+CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
+USER_STATUS = 2
+INTERRUPTED_STATUS = 130
+
+
+def run_hydra(main_function: Callable[[DictConfig], None], config_name: str) -> None:
+    """Run a function with the configuration that the command line asks for; with `-m`, once per combination.
+
+    Configurations may use `${scratch_folder:}`, a folder that is removed at the end.
+
+    Args:
+        main_function: gets the composed configuration.
+        config_name: primary configuration in `conf`.
+
+    Raises:
+        SystemExit: with status 2 after a user's mistake, told in one line on stderr; of several jobs the others still run.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
+    process, mistakes = os.getpid(), []
+
+    def job(config: DictConfig) -> None:
+        try:
+            main_function(config)
+        except Exception as error:
+            line = mistake(error)
+            # Elsewhere (a launcher's worker) nobody reads the list; the launcher brings the exception back.
+            if line is None or os.getpid() != process:
+                raise
+            _print_error(line)
+            mistakes.append(line)
+
+    with tempfile.TemporaryDirectory() as scratch:
+        OmegaConf.register_new_resolver("scratch_folder", lambda: scratch, replace=True)
+        try:
+            _check_arguments()
+            hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
+        except KeyboardInterrupt:
+            _print_error("interrupted; the same command goes on from what is saved")
+            sys.exit(INTERRUPTED_STATUS)
+        except Exception as error:
+            line = mistake(error)
+            if line is None:
+                raise
+            _print_error(line)
+            mistakes.append(line)
+    if mistakes:
+        sys.exit(USER_STATUS)
+
+
+def mistake(error: BaseException) -> str | None:
+    """One line about an error when it is a user's, `None` when it is a bug."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, UserError):
+            return _one_line(str(cause))
+        cause = cause.__cause__
+    if isinstance(error, InstantiationException):
+        return _one_line(str(error)) if _names_wrongly(error) else None
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return _one_line(str(error))
+    return None
+
+
+def _names_wrongly(error: InstantiationException) -> bool:
+    """Whether a `_target_` cannot be found, or the keys beside it are not its arguments."""
+    if isinstance(error.__cause__, TypeError):
+        return "argument" in str(error.__cause__)
+    return isinstance(error.__cause__, (ImportError, OmegaConfBaseException)) or "locat" in str(error)
+
+
+def _check_arguments() -> None:
+    """Let the argument parser's complaints be one line too."""
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            raise UserError(f"{message}; options such as -m come before KEY=VALUE; see --help")
+
+    parser = get_args_parser()
+    parser.__class__ = Parser
+    parser.parse_args()
+
+
+def _one_line(text: str) -> str:
+    text = " ".join(text.split())
+    text = text.partition(" Config search path:")[0].partition(" full_key:")[0]
+    return re.sub(r"\. To append to your config use \+.*", "; see --help", text)
+
+
+def _print_error(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)

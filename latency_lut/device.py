@@ -1,0 +1,189 @@
+"""A device: where networks are deployed, and everything that a measured number must say about it.
+
+A `Device` is plain data. The runtime that it names is a module in `latency_lut/runtimes` with the functions of `Runtime`;
+adding a runtime is adding such a module. Reaching devices other than this machine is not done here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import os
+import pkgutil
+import platform
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Protocol, cast
+
+import numpy as np
+
+import latency_lut.runtimes
+from spaces.errors import UserError
+from spaces.layers import LayerSpec
+
+# Instruction sets that decide which kernels a runtime takes; virtual machines share one model name across several.
+_INSTRUCTION_SETS = (
+    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
+    *("avx512_fp16", "amx_tile", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
+)
+
+
+class LoadedModel(Protocol):
+    """A model that is ready to run on a device, its inputs bound to random data."""
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The first output for the given inputs."""
+
+    def visit(self, seconds: float) -> float:
+        """Median microseconds of one run, from runs during about `seconds`."""
+
+
+@dataclass(frozen=True)
+class Borders:
+    """In which memory layouts a layer takes and gives its tensors.
+
+    A layer alone exchanges tensors in the layout called home: float ones with channels first, bytes with channels last. A
+    runtime may want or produce another one, foreign, and then converts; what two neighbours would convert to and fro, a
+    network leaves out.
+
+    Args:
+        foreign_input: whether the main input is wanted in the foreign layout.
+        foreign_skip: whether the skip is.
+        foreign_output: whether the output is produced in it.
+        fuses_skip: whether the addition of the skip disappears when the skip comes in the foreign layout; the output is then
+            foreign too.
+    """
+
+    foreign_input: bool
+    foreign_skip: bool
+    foreign_output: bool
+    fuses_skip: bool
+
+
+class Runtime(Protocol):
+    """What a module in `latency_lut/runtimes` offers."""
+
+    def version(self) -> str:
+        """Version of the installed runtime."""
+
+    def providers(self) -> list[str]:
+        """Execution providers that the installed runtime has."""
+
+    def load(self, model: bytes, device: Device) -> LoadedModel:
+        """A serialized ONNX model, made ready to run."""
+
+    def optimized_operators(self, model: bytes, device: Device) -> list[str]:
+        """Operator types of the graph that the runtime really runs."""
+
+    def borders(self, spec: LayerSpec, lowering: str, description: Mapping[str, str | int]) -> Borders:
+        """The layouts of a layer on a device with the given `Device.describe`."""
+
+
+def runtimes() -> list[str]:
+    """Names of the runtimes that Netwright has an adapter for."""
+    return sorted(module.name for module in pkgutil.iter_modules(latency_lut.runtimes.__path__))
+
+
+def load_runtime(name: str) -> Runtime:
+    """The module of a runtime, out of `runtimes()`."""
+    return cast(Runtime, importlib.import_module(f"latency_lut.runtimes.{name}"))
+
+
+@dataclass(frozen=True)
+class Device:
+    """A deployment target.
+
+    Args:
+        name: names its table and its objectives (`latency@x86`).
+        runtime: a module of `latency_lut/runtimes`.
+        provider: the runtime's execution provider.
+        threads: threads that one run may use.
+        batch: samples per run.
+
+    Raises:
+        UserError: unknown runtime or provider, or `threads`, `batch` or `name` out of range.
+    """
+
+    name: str
+    runtime: str = "onnxruntime"
+    provider: str = "CPUExecutionProvider"
+    threads: int = 1
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.name, str) or not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
+            raise UserError(f"device name is {self.name!r}; allowed are letters, digits, '-' and '_'")
+        for what, value in (("threads", self.threads), ("batch", self.batch)):
+            if type(value) is not int or value < 1:
+                raise UserError(f"device {self.name}: {what} is {value!r}; allowed are integers from 1")
+        if self.threads > _cores():
+            raise UserError(f"device {self.name}: threads is {self.threads}; this machine has {_cores()} cores")
+        if self.runtime not in runtimes():
+            raise UserError(f"device {self.name}: runtime is {self.runtime!r}; allowed are {', '.join(runtimes())}")
+        available = self.load_runtime().providers()
+        if self.provider not in available:
+            raise UserError(f"device {self.name}: provider is {self.provider!r}; available here are {', '.join(available)}")
+
+    def load_runtime(self) -> Runtime:
+        """The module that loads and times models on this device."""
+        return load_runtime(self.runtime)
+
+    def describe(self) -> dict[str, str | int]:
+        """What a number measured on this device must say: processor, system, runtime and settings."""
+        return {
+            "cpu": _cpu_model(),
+            "instruction_sets": _instruction_sets(),
+            "cores": _cores(),
+            "os": f"{platform.system()} {platform.machine()}",
+            "runtime": self.runtime,
+            "runtime_version": self.load_runtime().version(),
+            "provider": self.provider,
+            "threads": self.threads,
+            "batch": self.batch,
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest over `describe()`: equal on the same machine with the same runtime and settings."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
+
+
+@cache
+def _cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """Fields of the first processor in Linux's /proc/cpuinfo; empty elsewhere."""
+    try:
+        block = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
+    except OSError:
+        return {}
+    pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
+    return {key.strip(): value.strip() for key, value in pairs}
+
+
+@cache
+def _cpu_model() -> str:
+    info = _cpuinfo()
+    if "model name" in info:
+        numbers = [f"{key} {info[key]}" for key in ("cpu family", "model", "stepping") if key in info]
+        return f"{info['model name']} ({', '.join(numbers)})"
+    if platform.system() == "Darwin":
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        text = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+        if text:
+            return text
+    return info.get("CPU part") or platform.processor() or platform.machine()
+
+
+@cache
+def _instruction_sets() -> str:
+    flags = set((_cpuinfo().get("flags") or _cpuinfo().get("Features") or "").split())
+    return " ".join(name for name in _INSTRUCTION_SETS if name in flags)

@@ -1,0 +1,1 @@
+"""Runtimes: one module each, all with the same few functions."""

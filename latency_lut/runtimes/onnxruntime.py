@@ -1,0 +1,150 @@
+"""The runtime onnxruntime on this machine: loading, running and timing models.
+
+Winners run with the options of `session_options`, and so does everything that is timed here.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+
+from latency_lut.device import Borders, Device
+from latency_lut.timing import interleaved, steadied
+from spaces.layers import FLOAT_BITS, LayerSpec
+from spaces.sparsity import GROUP_BLOCKS, kept_inputs
+
+_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int64)": np.int64}
+
+
+def version() -> str:
+    """Version of the installed onnxruntime."""
+    return str(ort.__version__)
+
+
+def providers() -> list[str]:
+    """Execution providers that the installed onnxruntime has."""
+    return list(ort.get_available_providers())
+
+
+def session_options(device: Device) -> ort.SessionOptions:
+    """The options under which models are timed and deployed: all optimizations, the device's threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = device.threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+class Session:
+    """One loaded model. Its inputs are bound to random data of the declared types and shapes.
+
+    Args:
+        model: a serialized ONNX model with fixed shapes.
+        device: says provider and threads.
+    """
+
+    def __init__(self, model: bytes, device: Device) -> None:
+        self._session = ort.InferenceSession(model, session_options(device), providers=[device.provider])
+        self._binding = self._session.io_binding()
+        rng = np.random.default_rng(0)
+        for declared in self._session.get_inputs():
+            dtype = _NUMPY_TYPES[declared.type]
+            integer = np.issubdtype(dtype, np.integer)
+            data = rng.integers(0, 127, declared.shape) if integer else rng.standard_normal(declared.shape)
+            self._binding.bind_ortvalue_input(declared.name, ort.OrtValue.ortvalue_from_numpy(data.astype(dtype)))
+        self._binding.bind_output(self._session.get_outputs()[0].name)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The first output for the given inputs, by name."""
+        return np.asarray(self._session.run(None, dict(feeds))[0])
+
+    def visit(self, seconds: float) -> float:
+        """Median microseconds of one run, from runs during about `seconds` (at least three) after one that warms up."""
+        run, binding, clock = self._session.run_with_iobinding, self._binding, time.perf_counter
+        run(binding)
+        durations = []
+        end = clock() + seconds
+        while True:
+            begin = clock()
+            run(binding)
+            now = clock()
+            durations.append(now - begin)
+            if now > end and len(durations) >= 3:
+                return float(np.median(durations)) * 1e6
+
+
+def load(model: bytes, device: Device) -> Session:
+    """A serialized ONNX model, made ready to run."""
+    return Session(model, device)
+
+
+def time_interleaved(
+    models: Sequence[bytes | Session], device: Device, rounds: int, visit_s: float, seed: int = 0
+) -> np.ndarray:
+    """Time models in turn, in a new order every round (see `latency_lut.timing`).
+
+    Args:
+        models: serialized or loaded models.
+        device: where they run.
+        rounds: visits of every model.
+        visit_s: seconds of one visit.
+        seed: of the order.
+
+    Returns:
+        `(models, rounds)` microseconds per run, without the machine's momentary slowness; the median of a row is the latency.
+    """
+    loaded = [load(model, device) if isinstance(model, bytes) else model for model in models]
+    return steadied(*interleaved(loaded, rounds, visit_s, seed))
+
+
+def optimized_operators(model: bytes, device: Device) -> list[str]:
+    """Operator types of the graph that onnxruntime really runs, in its order."""
+    options = session_options(device)
+    handle, path = tempfile.mkstemp(suffix=".onnx")
+    os.close(handle)
+    try:
+        options.optimized_model_filepath = path
+        ort.InferenceSession(model, options, providers=[device.provider])
+        return [node.op_type for node in onnx.load_model_from_string(Path(path).read_bytes()).graph.node]
+    finally:
+        Path(path).unlink(missing_ok=True)
+
+
+def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]) -> Borders:
+    """Layouts of a layer, as onnxruntime's optimizer chooses them (read off optimized graphs, where nine in ten agree in full).
+
+    Float convolutions run on channels in blocks (NCHWc: ReorderInput, ReorderOutput), except grouped ones whose channels do not
+    fill blocks; integer convolutions run with channels last (Transpose). Gather, Flatten and float arithmetic on bytes
+    want channels first.
+    """
+    block = 16 if "avx512f" in str(description.get("instruction_sets", "")) else 8
+    integer, gathers = spec.weight_bits < FLOAT_BITS, lowering.startswith("gather")
+    pool, conv = spec.operator == "global_pool", spec.operator == "conv2d"
+    blocked = conv and not integer and _fills_blocks(spec, gathers, block)
+    if spec.input_bits == FLOAT_BITS:
+        direct = not spec.depthwise and spec.in_channels < block  # such a convolution reads plain channels
+        foreign_input = pool or (blocked and not gathers and not direct)
+    else:
+        foreign_input = gathers or not integer or not conv
+    if spec.output_bits == FLOAT_BITS:
+        foreign_output = (blocked and not spec.skip_bits) or (pool and spec.input_bits == FLOAT_BITS)
+    else:
+        foreign_output = not integer or spec.skip_bits == FLOAT_BITS
+    foreign_skip = 0 < spec.skip_bits < FLOAT_BITS and not integer
+    return Borders(foreign_input, foreign_skip, foreign_output, blocked and spec.skip_bits == FLOAT_BITS)
+
+
+def _fills_blocks(spec: LayerSpec, gathers: bool, block: int) -> bool:
+    if spec.depthwise:
+        return spec.out_channels % 4 == 0
+    if gathers:
+        kept = kept_inputs(spec.sparsity, spec.in_channels)
+        return kept % block == 0 and spec.out_channels // GROUP_BLOCKS % block == 0
+    return spec.in_channels < block or spec.in_channels % 4 == 0

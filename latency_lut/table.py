@@ -1,0 +1,269 @@
+"""The latency table: measured microseconds per (layer, lowering) on one device for one space, with spread and provenance.
+
+It also keeps the whole networks that were timed, which calibrate what a sum of layers misses. A table is one Parquet file,
+written atomically; nothing that is read back is believed before it is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from latency_lut.device import Device
+from latency_lut.lowering import LOWERINGS
+from latency_lut.timing import Timing
+from spaces.choice import Architecture
+from spaces.errors import UserError
+from spaces.files import write_atomically
+from spaces.layers import LayerSpec
+from spaces.space import Space
+
+SCHEMA_VERSION = 1
+UNIT = "us"
+STATISTIC = "median over interleaved visits at the machine's usual speed; spread is its robust standard error"
+SOURCES = ("random", "graded", "winner")
+
+Pair = tuple[LayerSpec, str]
+Entry = Timing
+
+_SCHEMA = pa.schema(
+    [
+        ("kind", pa.string()),
+        ("spec", pa.string()),
+        ("lowering", pa.string()),
+        ("anchor", pa.bool_()),
+        ("architecture", pa.string()),
+        ("lowerings", pa.string()),
+        ("source", pa.string()),
+        ("us", pa.float64()),
+        ("spread_us", pa.float64()),
+        ("count", pa.int64()),
+    ]
+)
+
+
+@cache
+def pair_key(spec: LayerSpec, lowering: str) -> Pair:
+    """The key under which a layer's lowering is measured.
+
+    A lowering that the dense layer has too multiplies removed weights as zeros, so it costs what the dense layer costs and is
+    measured once for all sparsities.
+    """
+    dense = replace(spec, sparsity="dense")
+    return (dense, lowering) if LOWERINGS[lowering].applies(dense) else (spec, lowering)
+
+
+@dataclass(frozen=True)
+class NetworkTiming:
+    """A whole network that was timed.
+
+    Args:
+        architecture: of the table's space.
+        lowerings: one per layer.
+        us: microseconds per run, as in `Timing`.
+        spread_us: as in `Timing`.
+        count: visits.
+        source: `random`; `graded`, see `latency_lut.profile.graded_networks`; `winner`, one that came back from an export.
+    """
+
+    architecture: Architecture
+    lowerings: tuple[str, ...]
+    us: float
+    spread_us: float
+    count: int = 1
+    source: str = "random"
+
+
+@dataclass
+class LatencyTable:
+    """What layers and networks of a space cost on a device.
+
+    Args:
+        space_name: the space.
+        space_fingerprint: of the space.
+        device_name: the device.
+        device_fingerprint: of the device.
+        device: its description, see `Device.describe`.
+        entries: timings by `pair_key`; read them with `entry`.
+        networks: whole networks.
+        anchors: keys of the entries that tie sessions of measuring to one speed of the machine.
+        created: when measuring began.
+    """
+
+    space_name: str
+    space_fingerprint: str
+    device_name: str
+    device_fingerprint: str
+    device: dict[str, str | int]
+    entries: dict[Pair, Entry] = field(default_factory=dict)
+    networks: list[NetworkTiming] = field(default_factory=list)
+    anchors: tuple[Pair, ...] = ()
+    created: str = ""
+
+    @staticmethod
+    def empty(space: Space, device: Device) -> LatencyTable:
+        """A table of a space and a device, with nothing measured."""
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        return LatencyTable(space.name, space.fingerprint, device.name, device.fingerprint, device.describe(), created=created)
+
+    def entry(self, spec: LayerSpec, lowering: str) -> Entry | None:
+        """The measured cost of a layer's lowering, `None` when it was not measured."""
+        return self.entries.get(pair_key(spec, lowering))
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest over all measurements: another one as soon as anything is measured again."""
+        rows = [self.space_fingerprint, self.device_fingerprint, [list(row.values()) for row in self._rows()]]
+        return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+    def check(self, space: Space, device: Device) -> None:
+        """Make sure that the table is of this space and this device.
+
+        Raises:
+            UserError: it is of another.
+        """
+        mend = f"use another folder, or delete it and run: python -m latency_lut device={device.name}"
+        found, wanted = self.space_fingerprint, space.fingerprint
+        if found != wanted:
+            raise UserError(f"the table is of space {self.space_name} {found}, not of {space.name} {wanted}; {mend}")
+        found, wanted = self.device_fingerprint, device.fingerprint
+        if found != wanted:
+            here = device.describe()
+            differs = [f"{key} {self.device.get(key)!r} -> {here[key]!r}" for key in here if self.device.get(key) != here[key]]
+            why = f" ({', '.join(differs)})" if differs else ""
+            raise UserError(f"the table is of device {self.device_name} {found}, not of {device.name} {wanted}{why}; {mend}")
+
+    # -- the file ---------------------------------------------------------------------------------------------------------
+
+    def save(self, path: Path) -> None:
+        """Write the table to a Parquet file: whole or not at all.
+
+        Raises:
+            UserError: the folder cannot be written.
+        """
+        metadata = {
+            "schema_version": SCHEMA_VERSION,
+            "unit": UNIT,
+            "statistic": STATISTIC,
+            "space_name": self.space_name,
+            "space_fingerprint": self.space_fingerprint,
+            "device_name": self.device_name,
+            "device_fingerprint": self.device_fingerprint,
+            "device": self.device,
+            "created": self.created,
+        }
+        table = pa.Table.from_pylist(self._rows(), schema=_SCHEMA.with_metadata({"netwright": json.dumps(metadata)}))
+        content = io.BytesIO()
+        pq.write_table(table, content)
+        write_atomically(path, content.getvalue())
+
+    def _rows(self) -> list[dict[str, object]]:
+        empty: dict[str, object] = dict.fromkeys(_SCHEMA.names)
+        rows = []
+        for (spec, lowering), entry in self.entries.items():
+            values = {"kind": "pair", "spec": spec.to_json(), "lowering": lowering, "anchor": (spec, lowering) in self.anchors}
+            rows.append(empty | values | {"us": entry.us, "spread_us": entry.spread_us, "count": entry.count})
+        for network in self.networks:
+            values = {
+                "kind": "network",
+                "architecture": network.architecture.to_json(),
+                "lowerings": json.dumps(network.lowerings),
+                "source": network.source,
+            }
+            rows.append(empty | values | {"us": network.us, "spread_us": network.spread_us, "count": network.count})
+        return rows
+
+    @staticmethod
+    def load(path: Path | str) -> LatencyTable:
+        """Read a table.
+
+        Raises:
+            UserError: there is none, or the file is damaged or says something impossible.
+        """
+        path = Path(path)
+        mend = f"python -m latency_lut device={path.stem}"
+        if not path.is_file():
+            raise UserError(f"no table {path}; run: {mend}")
+        try:
+            table = pq.read_table(path)
+            loaded = _without_rows(table.schema.metadata or {})
+            missing = sorted(set(_SCHEMA.names) - set(table.column_names))
+            if missing:
+                raise ValueError(f"column {missing[0]} is missing")
+            anchors = []
+            for row in table.select(_SCHEMA.names).cast(_SCHEMA).to_pylist():
+                pair = loaded._read_row(row)
+                if pair is not None and row["anchor"]:
+                    anchors.append(pair)
+            loaded.anchors = tuple(anchors)
+        except PermissionError as error:
+            raise UserError(f"cannot read table {path}: {error.strerror}") from error
+        except (ValueError, KeyError, TypeError, OSError, pa.ArrowException) as error:
+            reason = " ".join(str(error).split())[:200] or type(error).__name__
+            raise UserError(f"table {path} is damaged ({reason}); delete it and run: {mend}") from error
+        return loaded
+
+    def _read_row(self, row: Mapping[str, object]) -> Pair | None:
+        """Add a row of the file; the pair that it is about."""
+        timing = Timing(_number(row, "us"), _number(row, "spread_us"), int(_number(row, "count")))
+        if timing.us == 0 or timing.count < 1:
+            raise ValueError("a timing of 0 us or of no visits")
+        if row["kind"] == "network":
+            architecture = Architecture.from_json(_text(row, "architecture"))
+            lowerings = json.loads(_text(row, "lowerings"))
+            unknown = not isinstance(lowerings, list) or not all(isinstance(n, str) and n in LOWERINGS for n in lowerings)
+            if unknown or row["source"] not in SOURCES:
+                raise ValueError(f"a network with lowerings {str(lowerings)[:60]} and source {row['source']!r}")
+            values = (timing.us, timing.spread_us, timing.count, str(row["source"]))
+            self.networks.append(NetworkTiming(architecture, tuple(lowerings), *values))
+            return None
+        if row["kind"] != "pair":
+            raise ValueError(f"a row of kind {row['kind']!r}")
+        spec, lowering = LayerSpec.from_json(_text(row, "spec")), _text(row, "lowering")
+        if lowering not in LOWERINGS or not LOWERINGS[lowering].applies(spec):
+            raise ValueError(f"lowering {lowering!r} for {spec}")
+        if pair_key(spec, lowering) != (spec, lowering) or (spec, lowering) in self.entries:
+            raise ValueError(f"two entries for {spec} {lowering}")
+        self.entries[spec, lowering] = timing
+        return spec, lowering
+
+
+def _without_rows(stored: Mapping[bytes, bytes]) -> LatencyTable:
+    """A table with what a file's metadata says."""
+    if b"netwright" not in stored:
+        raise ValueError("not a latency table")
+    values = json.loads(stored[b"netwright"])
+    if values["schema_version"] != SCHEMA_VERSION:
+        raise ValueError(f"schema version {values['schema_version']}, not {SCHEMA_VERSION}")
+    if values["unit"] != UNIT:
+        raise ValueError(f"unit {values['unit']!r}, not {UNIT!r}")
+    names = ("space_name", "space_fingerprint", "device_name", "device_fingerprint")
+    texts = [values[name] for name in (*names, "created")]
+    device = values["device"]
+    if not all(isinstance(text, str) for text in texts) or not isinstance(device, dict):
+        raise ValueError("metadata of the wrong type")
+    return LatencyTable(texts[0], texts[1], texts[2], texts[3], device, created=texts[4])
+
+
+def _number(row: Mapping[str, object], name: str) -> float:
+    value = row[name]
+    if not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+        raise ValueError(f"{name} is {value!r}")
+    return float(value)
+
+
+def _text(row: Mapping[str, object], name: str) -> str:
+    value = row[name]
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}")
+    return value

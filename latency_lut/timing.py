@@ -1,0 +1,137 @@
+"""Interleaved timing: what models cost at one common speed of the machine.
+
+A machine's speed wanders: clocks and neighbours change it by 10 % within a tenth of a second and, where cores are shared, by
+half for seconds. So models are kept open and visited in turn for a fraction of a millisecond each, in changing order.
+What slows one model slows its neighbours in time too; `steadied` fits that common slowness and takes it out. A few anchors,
+models that are visited in every batch, tie batches to the same speed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from latency_lut.device import LoadedModel
+
+NEIGHBOURS = 8
+ITERATIONS = 5
+
+
+@dataclass(frozen=True)
+class Timing:
+    """What one model costs.
+
+    Args:
+        us: microseconds per run: median over the visits, at the common speed.
+        spread_us: robust standard error of that median, 1.86 median absolute deviations / sqrt(visits).
+        count: visits.
+    """
+
+    us: float
+    spread_us: float
+    count: int
+
+
+def interleaved(models: Sequence[LoadedModel], rounds: int, visit_s: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Visit every model once per round, in a new order every round.
+
+    Args:
+        models: loaded models; memory bounds their number, 150 layers are a good batch.
+        rounds: visits of every model.
+        visit_s: seconds of one visit.
+        seed: of the order.
+
+    Returns:
+        Microseconds per run `(models, rounds)`, and the models in the order of each round `(rounds, models)`.
+    """
+    rng = np.random.default_rng(seed)
+    times_us = np.empty((len(models), rounds))
+    orders = np.array([rng.permutation(len(models)) for _ in range(rounds)])
+    for round_, order in enumerate(orders):
+        for index in order:
+            times_us[index, round_] = models[index].visit(visit_s)
+    return times_us, orders
+
+
+def steadied(times_us: np.ndarray, orders: np.ndarray) -> np.ndarray:
+    """Visits with the machine's momentary slowness taken out.
+
+    The model is `log t = model + slowness(time)`. Slowness is the running median of what the visits around differ from their
+    models, models are the medians of what is left; a few turns settle both. Slowness is centred: its median is 0.
+
+    Args:
+        times_us: `(models, rounds)`.
+        orders: `(rounds, models)`, as `interleaved` returns them.
+
+    Returns:
+        `(models, rounds)` microseconds.
+    """
+    logs = np.log(times_us)
+    if len(times_us) < 4 or times_us.shape[1] < 3:
+        return times_us
+    rounds = np.arange(len(orders))[:, None]
+    slowness = np.zeros_like(logs)
+    level = logs.mean(axis=1, keepdims=True)
+    for _ in range(ITERATIONS):
+        in_time = (logs - level)[orders, rounds].reshape(-1)
+        padded = np.pad(in_time, NEIGHBOURS, mode="reflect") if len(in_time) > NEIGHBOURS else in_time
+        windows = np.lib.stride_tricks.sliding_window_view(padded, min(2 * NEIGHBOURS + 1, len(padded)))
+        smooth = np.median(windows, axis=1)
+        slowness[orders, rounds] = (smooth - np.median(smooth)).reshape(orders.shape)
+        level = np.median(logs - slowness, axis=1, keepdims=True)
+    return np.asarray(np.exp(logs - slowness))
+
+
+def summarize(steadied_us: np.ndarray, scale: float = 1.0) -> list[Timing]:
+    """Median and spread of each row of `(models, rounds)` visits, times `scale`."""
+    rounds = steadied_us.shape[1]
+    medians = np.median(steadied_us, axis=1)
+    deviations = np.median(np.abs(steadied_us - medians[:, None]), axis=1)
+    spreads = 1.2533 * 1.4826 * deviations / np.sqrt(rounds)
+    return [Timing(float(m) * scale, float(s) * scale, rounds) for m, s in zip(medians, spreads, strict=True)]
+
+
+class Stopwatch:
+    """Times batches of models at the speed that the machine has in the median over all of them.
+
+    Args:
+        anchors: models that are visited along with every batch.
+        anchors_us: what they cost at the wanted speed, when it is known from an earlier session. Otherwise the first batch sets
+            the speed at first, and `scale` says by what to multiply to get to the usual speed.
+    """
+
+    def __init__(self, anchors: Sequence[LoadedModel], anchors_us: Sequence[float] | None = None) -> None:
+        self.anchors = list(anchors)
+        self._levels_us = None if anchors_us is None else np.array(anchors_us)
+        self._fixed = anchors_us is not None
+        self._slowness: list[np.ndarray] = []
+        self._batches_us: list[np.ndarray] = []
+
+    def time(self, models: Sequence[LoadedModel], rounds: int, visit_s: float, seed: int = 0) -> list[Timing]:
+        """Time models together with the anchors; what is returned is still to be multiplied by `scale` of the end."""
+        raw_us, orders = interleaved([*self.anchors, *models], rounds, visit_s, seed)
+        steady_us = steadied(raw_us, orders)
+        count = len(self.anchors)
+        levels_us = np.median(steady_us[:count], axis=1)
+        if self._levels_us is None:
+            self._levels_us = levels_us
+        ratio = float(np.median(levels_us / self._levels_us)) if count else 1.0
+        self._slowness.append(np.log(raw_us[:count] / self._levels_us[:, None]).reshape(-1))
+        self._batches_us.append(steady_us[:count] / ratio)
+        return summarize(steady_us[count:], 1.0 / ratio)
+
+    @property
+    def speed(self) -> float:
+        """How fast the machine was in the median against the wanted speed: 0.8 is a machine slowed down to 80 %."""
+        return float(np.exp(-np.median(np.concatenate(self._slowness)))) if self._slowness and self.anchors else 1.0
+
+    @property
+    def scale(self) -> float:
+        """Factor from the speed of the first batch to the usual speed; 1 when `anchors_us` were given."""
+        return 1.0 if self._fixed else 1.0 / self.speed
+
+    def anchor_timings(self) -> list[Timing]:
+        """What the anchors themselves cost, over all batches."""
+        return summarize(np.concatenate(self._batches_us, axis=1)) if self._batches_us else []

@@ -1,0 +1,269 @@
+"""`python -m search`: the command line of a search. Here, and only here, configuration objects become plain arguments."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra import compose
+from hydra.core.hydra_config import HydraConfig
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from optuna.samplers import BaseSampler
+from pytorch_lightning import LightningDataModule
+from rich.console import Console
+
+from latency_lut.command import run_hydra
+from search.job import EvaluationSettings, ExportSettings, Job, ProfileSettings
+from search.objectives import parse_constraint, parse_objectives
+from search.progress import StageProgress
+from search.report import print_front
+from search.run import Run, digest
+from search.stages import STAGES, Stage, print_choices
+from search.study import StudySettings
+from spaces.errors import UserError
+from spaces.files import write_atomically
+
+OVERRIDES_FILE = "overrides.json"
+NOT_OF_THE_RUN = ("run", "stages", "threads")
+
+
+def main(config: DictConfig) -> None:
+    """Run the configured stages."""
+    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    overrides = list(HydraConfig.get().overrides.task)
+    given = None if config.run is None else Path(str(config.run))
+    if given is not None and (given / OVERRIDES_FILE).exists():
+        overrides = merged_overrides(saved_overrides(given), overrides)
+        config = compose(config_name="search", overrides=overrides)
+    missing = missing_keys(OmegaConf.to_container(config, resolve=False))
+    if missing:
+        raise UserError(f"{missing[0]} is not given; pass {missing[0]}=...")
+    stages = chosen_stages(list(config.stages))
+    if config.threads is not None and (type(config.threads) is not int or config.threads < 1):
+        raise UserError(f"threads is {config.threads!r}; allowed are integers from 1, or null for all cores")
+    torch.set_num_threads(config.threads or os.cpu_count() or 1)
+    console = Console()
+    settings = plain_settings(config)
+    path = given if given is not None else default_path(config, settings)
+    with StageProgress(console) as progress:
+        job = build_job(config, settings, path, progress)
+        write_atomically(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
+        write_atomically(path / OVERRIDES_FILE, json.dumps(kept_overrides(overrides)))
+        progress.say(f"run {path}")
+        if stages == {"space"}:
+            print_choices(job)
+        for stage in STAGES:
+            if stage.name in stages:
+                do_stage(job, stage)
+    if "report" in stages:
+        print_front(read_summary(path / "summary.json"), console)
+        console.print(f"report: {path / 'report.html'}", soft_wrap=True)
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        summary = json.loads(path.read_text())
+        if not isinstance(summary, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run again") from error
+    return summary
+
+
+def do_stage(job: Job, stage: Stage) -> None:
+    """Do one stage, or say that there is nothing to do."""
+    fingerprint, makes = job.fingerprint(stage.name), stage.made_by(job)
+    if job.run.finished(stage.name, fingerprint, makes) and not stage.always:
+        job.progress.say(f"{stage.name}: done before")
+        return
+    job.progress.say(stage.name)
+    job.run.do(stage.name, fingerprint, stage.leaves, lambda: stage.action(job), makes, stage.always)
+    finished = job.run.record(stage.name)
+    job.progress.say(f"  {finished.seconds if finished else 0.0:.1f} s")
+
+
+# -- configuration ------------------------------------------------------------------------------------------------------------
+
+
+def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress: StageProgress) -> Job:
+    """Everything that the configuration names, made.
+
+    Raises:
+        UserError: something is not as it has to be.
+    """
+    if not config.get("devices"):
+        raise UserError("no device; give one, for example device=x86")
+    space = instantiate(config.space, _convert_="all")
+    devices = {str(name): instantiate(entry) for name, entry in config.devices.items()}
+    for name, device in devices.items():
+        if device.name != name:
+            raise UserError(f"devices.{name}.name is {device.name!r}; allowed is {name}, or another entry under devices")
+    data = instantiate(config.data.module, _convert_="all")
+    if not isinstance(data, LightningDataModule):
+        raise UserError(f"data.module is a {type(data).__name__}; allowed is a LightningDataModule")
+    profile, evaluation, study = config.profile, config.evaluation, config.study
+    positive = {
+        "study.candidates": study.candidates,
+        "study.rounds": study.rounds,
+        "study.evaluations": study.evaluations,
+        "evaluation.initial": evaluation.initial,
+        "evaluation.held_out": evaluation.held_out,
+        "evaluation.calibration_images": evaluation.calibration_images,
+        "supernet.epochs": config.supernet.get("epochs", 1),
+        "profile.max_pairs": profile.max_pairs,
+        "profile.networks": profile.networks,
+        "profile.rounds": profile.rounds,
+        "export.winners": config.export.winners,
+    }
+    for name, value in positive.items():
+        if type(value) is not int or value < 1:
+            raise UserError(f"{name} is {value!r}; allowed are integers from 1")
+    if type(config.seed) is not int or not 0 <= config.seed < 2**31:
+        raise UserError(f"seed is {config.seed!r}; allowed are integers from 0 to {2**31 - 1}")
+    names = list(devices)
+    objectives = parse_objectives([str(text) for text in config.objectives], names)
+    constraints = [parse_constraint(str(text), names) for text in config.constraints]
+    training, sampler = instantiate(config.supernet), sampler_factory(instantiate(study.sampler))
+    predictor = instantiate(config.predictor)
+    with told("supernet"):
+        inspect.signature(training.func).bind_partial(**training.keywords)
+    with told("study.sampler"):
+        sampler(config.seed)
+    with told("predictor"):
+        predictor(seed=config.seed)
+    with told("profile"):
+        profile_settings = ProfileSettings(**{str(key): value for key, value in profile.items()})
+    with told("evaluation"):
+        evaluation_settings = EvaluationSettings(**{str(key): value for key, value in evaluation.items()})
+    return Job(
+        space=space,
+        devices=devices,
+        data=data,
+        channels=config.data.channels,
+        classes=config.data.classes,
+        objectives=objectives,
+        constraints=constraints,
+        seed=config.seed,
+        training=training,
+        predictor=lambda: predictor(seed=config.seed),
+        sampler=sampler,
+        profile=profile_settings,
+        evaluation=evaluation_settings,
+        study=StudySettings(study.candidates, study.rounds, study.evaluations, config.seed),
+        export=ExportSettings(config.export.winners, config.export.random_winners, instantiate(config.export.tolerances)),
+        settings=settings,
+        progress=progress,
+        run=Run(path),  # last: a mistake leaves no folder behind
+    )
+
+
+@contextmanager
+def told(part: str) -> Iterator[None]:
+    """Tell arguments that do not fit as a user's mistake.
+
+    Raises:
+        UserError: instead of TypeError and ValueError.
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        raise UserError(f"{part}: {error}; see python -m search --cfg job --package {part.partition('.')[0]}") from error
+
+
+def sampler_factory(make: Callable[..., BaseSampler]) -> Callable[[int], BaseSampler]:
+    """Samplers from seeds; a sampler that takes no seed is made without."""
+    kind = make.func if hasattr(make, "func") else make
+    takes_seed = "seed" in inspect.signature(kind).parameters
+    return lambda seed: make(seed=seed) if takes_seed else make()
+
+
+def plain_settings(config: DictConfig) -> dict[str, Any]:
+    """The resolved configuration as plain values, without what does not change a result."""
+    values = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(values, dict):
+        raise TypeError("the configuration is not a mapping")
+    return {str(key): value for key, value in values.items() if key not in NOT_OF_THE_RUN}
+
+
+def default_path(config: DictConfig, settings: dict[str, Any]) -> Path:
+    """`runs/SPACE-DATA-DEVICES-FINGERPRINT`: the same settings find the same folder again."""
+    data = str(config.data.module.get("_target_")).rsplit(".", 1)[-1].lower()
+    space = str(config.space.get("_target_")).rsplit(".", 1)[-1].removesuffix("Space").lower()
+    return Path("runs") / f"{space}-{data}-{'+'.join(config.devices)}-{digest(settings)[:8]}"
+
+
+def chosen_stages(names: Sequence[str]) -> set[str]:
+    """The stages to do; they run in their own order.
+
+    Raises:
+        UserError: unknown, or none.
+    """
+    known = [stage.name for stage in STAGES]
+    for name in names:
+        if name not in known:
+            raise UserError(f"stage {name!r}; allowed are {', '.join(known)}")
+    if not names:
+        raise UserError(f"stages is empty; allowed are {', '.join(known)}")
+    return set(names)
+
+
+def missing_keys(values: Any, prefix: str = "") -> list[str]:
+    """Names of values that the configuration leaves to the user (`???`)."""
+    if values == "???":
+        return [prefix]
+    if isinstance(values, dict):
+        return [key for name, value in values.items() for key in missing_keys(value, f"{prefix}.{name}".lstrip("."))]
+    return []
+
+
+# -- a run's own settings ---------------------------------------------------------------------------------------------------
+
+
+def saved_overrides(path: Path) -> list[str]:
+    """The overrides with which a run was begun.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        overrides = json.loads((path / OVERRIDES_FILE).read_text())
+        if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
+            raise ValueError("not a list of strings")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path / OVERRIDES_FILE} is damaged ({error}); use another run folder: run=FOLDER") from error
+    return overrides
+
+
+def override_key(text: str) -> str:
+    """What an override sets: `study.rounds` of `+study.rounds=3`."""
+    return text.lstrip("+~").partition("=")[0]
+
+
+def merged_overrides(saved: Sequence[str], given: Sequence[str]) -> list[str]:
+    """Saved overrides with those given now in place of their namesakes."""
+    replaced = {override_key(text) for text in given}
+    return [text for text in saved if override_key(text) not in replaced] + list(given)
+
+
+def kept_overrides(overrides: Sequence[str]) -> list[str]:
+    """Overrides that belong to the run, not to this call."""
+    return [text for text in overrides if override_key(text) not in NOT_OF_THE_RUN]
+
+
+if __name__ == "__main__":
+    run_hydra(main, "search")

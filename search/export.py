@@ -1,0 +1,160 @@
+"""From a plain network to a shipped model, and the proof that both are the same.
+
+The model is built by the function that built what the table measured (`latency_lut.network.build_model`). It is then checked
+in the runtime that will run it: outputs against torch, accuracy on the test set, and the optimized graph against what the
+architecture says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+
+import numpy as np
+import torch
+
+from latency_lut.device import Device
+from latency_lut.lowering import LayerWeights
+from latency_lut.network import build_model
+from search.evaluation import Split, predict
+from spaces.layers import FLOAT_BITS, INPUT, Network
+from spaces.plain import ActivationQuantizer, PlainLayer, PlainNetwork, resize
+
+
+@dataclass(frozen=True)
+class Tolerances:
+    """What an export must keep.
+
+    Args:
+        float_max_abs_diff: largest difference of a logit between torch and the runtime, for networks without integer layers.
+        agreement: share of test images with the same top-1 class, for networks with integer layers.
+        latency: share by which a measured latency may differ from the predicted one.
+    """
+
+    float_max_abs_diff: float = 1e-3
+    agreement: float = 0.995
+    latency: float = 0.1
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was measured on an exported model.
+
+    Args:
+        accuracy_torch: share of correct test images, plain network in torch.
+        accuracy_runtime: the same, model in the device's runtime.
+        max_abs_diff: largest difference of a logit between both.
+        agreement: share of test images on which both have the same top-1 class.
+        integer_layers: layers that the architecture computes in integers.
+        failures: what is not as it should be, one line each; empty when verified.
+    """
+
+    accuracy_torch: float
+    accuracy_runtime: float
+    max_abs_diff: float
+    agreement: float
+    integer_layers: int
+    failures: list[str] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        return {**asdict(self), "verified": not self.failures}
+
+
+def layer_weights(layer: PlainLayer) -> LayerWeights:
+    """What fills a layer of a model: taken from a calibrated, folded plain layer.
+
+    Raises:
+        ValueError: batch norm is not folded.
+    """
+    if layer.norm is not None:
+        raise ValueError("fold the network before exporting it")
+
+    def range_of(module: torch.nn.Module) -> tuple[float, float] | None:
+        return module.range() if isinstance(module, ActivationQuantizer) else None
+
+    weight = bias = None
+    if isinstance(layer.arithmetic, torch.nn.Conv2d | torch.nn.Linear):
+        weight = layer.arithmetic.weight.detach().cpu().numpy()
+        assumed = torch.zeros(layer.spec.out_channels) if layer.arithmetic.bias is None else layer.arithmetic.bias
+        bias = assumed.detach().cpu().numpy()
+    ranges = [range_of(module) for module in (layer.quantize_output, layer.quantize_input, layer.quantize_sum)]
+    return LayerWeights(weight, bias, *ranges)
+
+
+def export(network: PlainNetwork, lowerings: Sequence[str], device: Device, metadata: dict[str, str]) -> bytes:
+    """A plain network as a serialized ONNX model for a device.
+
+    Args:
+        network: recalibrated and folded.
+        lowerings: one per layer.
+        device: its batch is the model's.
+        metadata: string properties stored in the model.
+    """
+    weights = {node.name: layer_weights(network.layer(node.name)) for node in network.network.nodes}
+    return build_model(network.network, lowerings, weights, device.batch, metadata)
+
+
+def run_model(model: bytes, device: Device, network: Network, images: torch.Tensor) -> np.ndarray:
+    """Logits `(n, classes)` of a model in the device's runtime, for images of any size `(n, channels, height, width)`."""
+    loaded = device.load_runtime().load(model, device)
+    resized = resize(images, network.input_shape[1], network.input_shape[2]).numpy()
+    batch = device.batch
+    outputs = []
+    for first in range(0, len(resized), batch):
+        chunk = resized[first : first + batch]
+        padded = np.concatenate([chunk, np.zeros((batch - len(chunk), *chunk.shape[1:]), chunk.dtype)])
+        outputs.append(loaded.run({INPUT: np.ascontiguousarray(padded)})[: len(chunk)])
+    return np.concatenate(outputs).reshape(len(resized), -1)
+
+
+def verify(network: PlainNetwork, model: bytes, device: Device, test: Split, tolerances: Tolerances) -> Verification:
+    """Run the plain network in torch and the model in the runtime on the test images, and compare.
+
+    Args:
+        network: recalibrated and folded.
+        model: exported from it.
+        device: where it runs.
+        test: images that the search has not seen.
+        tolerances: what is allowed.
+    """
+    expected = predict(network, test.images).numpy()
+    found = run_model(model, device, network.network, test.images)
+    labels = test.labels.numpy()
+    agreement = float(np.mean(expected.argmax(1) == found.argmax(1)))
+    max_abs_diff = float(np.abs(expected - found).max())
+    integer = [spec for spec in network.network.layers if spec.weight_bits < FLOAT_BITS]
+    failures = []
+    if not np.isfinite(found).all():
+        failures.append("the runtime's outputs are not finite")
+    if integer and agreement < tolerances.agreement:
+        failures.append(
+            f"same top-1 class on {agreement:.2%} of the test images; at least {tolerances.agreement:.2%} is needed"
+        )
+    if not integer and not max_abs_diff <= tolerances.float_max_abs_diff:
+        failures.append(f"outputs differ by {max_abs_diff:.2e}; at most {tolerances.float_max_abs_diff:.0e} is allowed")
+    failures += _unfused(network.network, device.load_runtime().optimized_operators(model, device))
+    return Verification(
+        float(np.mean(expected.argmax(1) == labels)),
+        float(np.mean(found.argmax(1) == labels)),
+        max_abs_diff,
+        agreement,
+        len(integer),
+        failures,
+    )
+
+
+def _unfused(network: Network, operators: Sequence[str]) -> list[str]:
+    """Whether the runtime computes as many layers in integers as the architecture says, no more and no fewer."""
+    failures = []
+    for operator, kernels in (("conv2d", ("QLinearConv",)), ("linear", ("QGemm", "MatMulIntegerToFloat", "QLinearMatMul"))):
+        wanted = sum(spec.operator == operator and spec.weight_bits < FLOAT_BITS for spec in network.layers)
+        found = sum(operators.count(kernel) for kernel in kernels)
+        if found != wanted:
+            failures.append(f"the optimized graph computes {found} {operator} layers in integers, the architecture {wanted}")
+    return failures
+
+
+def sha256(data: bytes) -> str:
+    """Checksum of a model file."""
+    return hashlib.sha256(data).hexdigest()

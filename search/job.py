@@ -1,0 +1,218 @@
+"""A job: one configured search on one run folder, with everything that its stages share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pytorch_lightning as pl
+from optuna.samplers import BaseSampler
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from latency_lut.device import Device
+from latency_lut.table import LatencyTable
+from predictors.accuracy import AccuracyPredictor
+from predictors.latency import LatencyPredictor
+from search import __version__
+from search.data import check_batch, fingerprint
+from search.evaluation import Evaluator, Split, calibration_batches, collect
+from search.evaluations import Evaluations
+from search.export import Tolerances
+from search.objectives import Constraint, Objective, parse_objective
+from search.predicted import PredictedValues
+from search.progress import StageProgress
+from search.run import Run, digest
+from search.study import StudySettings
+from search.training import SandwichTraining
+from spaces.errors import UserError
+from spaces.space import Space
+from spaces.supernet import Supernet
+
+SUPERNET_FILE = "supernet/supernet.safetensors"
+EVALUATIONS_FILE = "evaluations.parquet"
+
+
+@dataclass(frozen=True)
+class ProfileSettings:
+    """How tables are measured, see `latency_lut.profile.profile`. `tables`: folder with finished tables to start from."""
+
+    tables: str | None
+    max_pairs: int
+    networks: int
+    rounds: int
+    visit_s: float
+    held_out: int
+
+
+@dataclass(frozen=True)
+class EvaluationSettings:
+    """Networks evaluated before the first round, how many of them test the predictor, and images to recalibrate with."""
+
+    initial: int
+    held_out: int
+    calibration_images: int
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    """How many winners and random networks are exported, and what an export must keep."""
+
+    winners: int
+    random_winners: int
+    tolerances: Tolerances
+
+
+@dataclass
+class Job:
+    """What the stages of a run work with. Data, weights and predictors are made when they are first needed.
+
+    Args:
+        run: the folder.
+        space: what can be built.
+        devices: targets by name.
+        data: images.
+        channels: of the images.
+        classes: number of labels.
+        objectives: what to improve.
+        constraints: what to respect.
+        seed: of everything that is drawn.
+        training: makes the supernet's training from `(supernet, seed, evaluator, on_epoch)`.
+        predictor: makes an accuracy predictor.
+        sampler: makes an Optuna sampler from a seed.
+        profile: how tables are measured.
+        evaluation: how networks are evaluated.
+        study: how the search goes.
+        export: what is exported.
+        settings: the configuration of each part as plain values, for fingerprints.
+        progress: where progress is shown.
+    """
+
+    run: Run
+    space: Space
+    devices: Mapping[str, Device]
+    data: pl.LightningDataModule
+    channels: int
+    classes: int
+    objectives: Sequence[Objective]
+    constraints: Sequence[Constraint]
+    seed: int
+    training: Callable[..., SandwichTraining]
+    predictor: Callable[[], AccuracyPredictor]
+    sampler: Callable[[int], BaseSampler]
+    profile: ProfileSettings
+    evaluation: EvaluationSettings
+    study: StudySettings
+    export: ExportSettings
+    settings: Mapping[str, object]
+    progress: StageProgress
+
+    # -- fingerprints -----------------------------------------------------------------------------------------------------
+
+    def fingerprint(self, stage: str) -> str:
+        """Fingerprint of everything that a stage depends on; those of earlier stages must have finished."""
+        s, output = self.settings, self.run.output
+        parts: dict[str, Callable[[], list[object]]] = {
+            "space": lambda: [self.space.fingerprint],
+            "tables": lambda: [self.space.fingerprint, [d.fingerprint for d in self.devices.values()], s["profile"], self.seed],
+            "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], self.seed],
+            "predictors": lambda: [output("tables"), output("supernet"), s["evaluation"], s["predictor"], self.seed],
+            "study": lambda: [output("predictors"), s["study"], s["objectives"], s["constraints"], self.seed],
+            "export": lambda: [output("study"), s["export"]],
+            "report": lambda: [output("export")],
+        }
+        return digest(stage, __version__, *parts[stage]())
+
+    @cached_property
+    def data_fingerprint(self) -> str:
+        return digest(fingerprint(self.data), self.settings["data"])
+
+    # -- data ---------------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def ready_data(self) -> pl.LightningDataModule:
+        """The data module, set up and looked at.
+
+        Raises:
+            UserError: the data is missing or not as configured.
+        """
+        self.data.prepare_data()
+        self.data.setup("fit")
+        for images, labels in self.data.train_dataloader():
+            check_batch(images, labels, self.channels, self.classes)
+            break
+        return self.data
+
+    @cached_property
+    def validation(self) -> Split:
+        return collect(self.ready_data, "validation")
+
+    @cached_property
+    def test(self) -> Split:
+        self.ready_data.setup("test")
+        return collect(self.ready_data, "test")
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        batches = calibration_batches(self.ready_data, self.evaluation.calibration_images, self.seed)
+        return Evaluator(batches, self.validation)
+
+    # -- what earlier stages left -----------------------------------------------------------------------------------------
+
+    def path(self, name: str) -> Path:
+        """A file of the run."""
+        return self.run.path / name
+
+    def table_path(self, device: Device) -> Path:
+        return self.path(f"tables/{device.name}.parquet")
+
+    def table(self, device: Device) -> LatencyTable:
+        """The device's table.
+
+        Raises:
+            UserError: missing, damaged, or of another space or device.
+        """
+        path = self.table_path(device)
+        if not path.exists():
+            raise UserError(f"no table {path}; run: python -m search run={self.run.path}")
+        table = LatencyTable.load(path)
+        table.check(self.space, device)
+        return table
+
+    @cached_property
+    def latency(self) -> dict[str, LatencyPredictor]:
+        """Latency predictor of each device, fitted to its table."""
+        return {
+            name: LatencyPredictor.fit(self.table(device), self.space, self.profile.held_out, self.seed)
+            for name, device in self.devices.items()
+        }
+
+    @cached_property
+    def predicted(self) -> PredictedValues:
+        latencies = [parse_objective(f"latency@{name}", list(self.devices)) for name in self.devices]
+        return PredictedValues(
+            self.space, [*self.objectives, *(c.objective for c in self.constraints), *latencies], self.latency
+        )
+
+    @cached_property
+    def supernet(self) -> Supernet:
+        """The trained supernet.
+
+        Raises:
+            UserError: its weights are missing or damaged.
+        """
+        path = self.path(SUPERNET_FILE)
+        supernet = Supernet(self.space)
+        try:
+            supernet.load_state_dict(load_file(path))
+        except (OSError, SafetensorError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise UserError(f"{path} is damaged ({reason}); delete {self.path('stages.json')} to train again") from error
+        return supernet
+
+    @cached_property
+    def evaluations(self) -> Evaluations:
+        key = digest(self.run.output("supernet"), self.settings["evaluation"])
+        return Evaluations(self.path(EVALUATIONS_FILE), self.space, key)

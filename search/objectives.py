@@ -1,0 +1,158 @@
+"""Objectives and constraints: what a search improves and what it must respect, as users write them.
+
+`objectives=[accuracy,latency@x86,size]`, `constraints=["latency@x86<=2ms","size<=200kB"]`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from spaces.errors import UserError
+
+UNITS: dict[str, dict[str, float]] = {
+    "accuracy": {"": 1.0, "%": 0.01},
+    "latency": {"us": 1.0, "ms": 1e3, "s": 1e6},
+    "macs": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
+    "parameters": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
+    "size": {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2},
+    "memory": {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2},
+}
+SOURCES = {
+    "accuracy": "validation accuracy with the supernet's weights",
+    "latency": "predicted from the device's table",
+    "macs": "counted from the layers; removed weights do not count",
+    "parameters": "counted from the layers; removed weights do not count",
+    "size": "bytes of the exported file, predicted from the layers' lowerings",
+    "memory": "peak of the activations alive at once, from the layers",
+}
+
+_CONSTRAINT = re.compile(r"^\s*([\w@.-]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*([A-Za-z%]*)\s*$")
+
+
+@dataclass(frozen=True)
+class Objective:
+    """A quantity with its direction. `quantity` is a key of `UNITS`; `device` names the device of a latency."""
+
+    name: str
+    quantity: str
+    device: str | None
+
+    @property
+    def maximize(self) -> bool:
+        return self.quantity == "accuracy"
+
+    @property
+    def direction(self) -> Literal["maximize", "minimize"]:
+        return "maximize" if self.maximize else "minimize"
+
+    @property
+    def unit(self) -> str:
+        """The unit in which values are kept: the first of its quantity."""
+        return next(iter(UNITS[self.quantity]))
+
+    @property
+    def source(self) -> str:
+        """Where its values come from."""
+        return SOURCES[self.quantity]
+
+    def loss(self, value: float) -> float:
+        """The value as something to minimize."""
+        return -value if self.maximize else value
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A bound on a quantity. `text` is what the user wrote, `bound` in the objective's unit."""
+
+    text: str
+    objective: Objective
+    upper: bool
+    bound: float
+
+    def violation(self, value: float) -> float:
+        """By what share of the bound a value misses it; at most 0 when it holds."""
+        miss = value - self.bound if self.upper else self.bound - value
+        return miss / max(abs(self.bound), 1e-12)
+
+
+def parse_objective(text: str, devices: Sequence[str]) -> Objective:
+    """An objective from its name.
+
+    Args:
+        text: a quantity, with `@device` for a latency.
+        devices: names of the devices of the run.
+
+    Raises:
+        UserError: unknown quantity or device.
+    """
+    quantity, at, device = text.partition("@")
+    allowed = [name if name != "latency" else f"latency@{'|'.join(devices)}" for name in UNITS]
+    if quantity not in UNITS or (at and quantity != "latency"):
+        raise UserError(f"objective {text!r}; allowed are {', '.join(allowed)}")
+    if quantity == "latency" and device not in devices:
+        raise UserError(
+            f"objective {text!r}: no device {device!r} in this run; allowed are {', '.join(allowed)}; add it: device=[...]"
+        )
+    return Objective(text, quantity, device or None)
+
+
+def parse_objectives(texts: Sequence[str], devices: Sequence[str]) -> list[Objective]:
+    """Objectives of a search, at least one, each once.
+
+    Raises:
+        UserError: unknown, repeated or none.
+    """
+    objectives = [parse_objective(str(text), devices) for text in texts]
+    if not objectives or len({o.name for o in objectives}) < len(objectives):
+        raise UserError(f"objectives are {list(texts)}; allowed are one or more, each once")
+    return objectives
+
+
+def parse_constraint(text: str, devices: Sequence[str]) -> Constraint:
+    """A constraint such as `latency@x86<=2ms`.
+
+    Raises:
+        UserError: it does not read as `objective<=number unit`, or the unit is not one of the objective's.
+    """
+    match = _CONSTRAINT.match(text)
+    if match is None:
+        raise UserError(
+            f"constraint {text!r}; allowed is OBJECTIVE<=NUMBER UNIT, such as latency@{devices[0]}<=2ms or accuracy>=95%"
+        )
+    name, relation, number, unit = match.groups()
+    objective = parse_objective(name, devices)
+    units = UNITS[objective.quantity]
+    try:
+        value = float(number)
+    except ValueError:
+        raise UserError(f"constraint {text!r}: {number!r} is not a number") from None
+    if unit not in units:
+        raise UserError(f"constraint {text!r}: unit {unit!r}; allowed are {', '.join(u or 'none' for u in units)}")
+    bound = value * units[unit]
+    if not math.isfinite(bound) or (objective.quantity == "accuracy" and not 0 <= bound <= 1):
+        allowed = "0 to 1, or 0% to 100%" if objective.quantity == "accuracy" else "finite numbers"
+        raise UserError(f"constraint {text!r} has the bound {number}{unit}; allowed are {allowed}")
+    return Constraint(text, objective, relation == "<=", bound)
+
+
+def hypervolume(points: Sequence[Sequence[float]], reference: Sequence[float]) -> float:
+    """Volume that points dominate up to a reference, all coordinates to be minimized.
+
+    Exact, by slicing along the last coordinate (Zitzler 2001); meant for fronts of at most a few hundred points.
+    """
+    inside = [tuple(p) for p in points if all(x < r for x, r in zip(p, reference, strict=True))]
+    if not inside:
+        return 0.0
+    if len(reference) == 1:
+        return float(reference[0] - min(p[0] for p in inside))
+    ordered = sorted(inside, key=lambda p: p[-1])
+    total = 0.0
+    for index, point in enumerate(ordered):
+        upper = ordered[index + 1][-1] if index + 1 < len(ordered) else reference[-1]
+        if upper > point[-1]:
+            total += (upper - point[-1]) * hypervolume([p[:-1] for p in ordered[: index + 1]], reference[:-1])
+    return total

@@ -1,0 +1,58 @@
+"""The values of candidates: what the predictors and the layers say of an architecture, by name of objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+
+from predictors.accuracy import AccuracyPredictor, accuracy_features
+from predictors.latency import LatencyPredictor
+from predictors.size import model_bytes
+from search.candidates import Values
+from search.objectives import Objective
+from spaces.choice import Architecture
+from spaces.layers import Network
+from spaces.space import Space
+
+REMEMBERED = 20_000
+
+
+class PredictedValues:
+    """Predicts objectives of architectures; those that need no accuracy are remembered between rounds.
+
+    Args:
+        space: of the architectures.
+        objectives: what to predict, of objectives and constraints alike.
+        latency: latency predictor by device.
+    """
+
+    def __init__(self, space: Space, objectives: Sequence[Objective], latency: Mapping[str, LatencyPredictor]) -> None:
+        self.space, self.latency = space, latency
+        self.objectives = list({o.name: o for o in objectives}.values())
+        self._costs = lru_cache(REMEMBERED)(self._uncached_costs)
+        self.network = lru_cache(REMEMBERED)(space.network)
+
+    def costs(self, architecture: Architecture) -> Values:
+        """All values but accuracy."""
+        return self._costs(architecture)
+
+    def _uncached_costs(self, architecture: Architecture) -> Values:
+        network = self.network(architecture)
+        return {o.name: self._cost(o, network) for o in self.objectives if o.quantity != "accuracy"}
+
+    def _cost(self, objective: Objective, network: Network) -> float:
+        if objective.quantity == "latency":
+            return self.latency[str(objective.device)].predict(network)[0]
+        if objective.quantity == "size":
+            lowerings = next(iter(self.latency.values())).plan(network)
+            return float(model_bytes(network, lowerings))
+        counted = {"macs": network.macs, "parameters": network.parameters, "memory": network.peak_activation_bytes}
+        return float(counted[objective.quantity])
+
+    def predict(self, architectures: Sequence[Architecture], accuracy: AccuracyPredictor) -> list[Values]:
+        """All values, accuracy from its predictor (always there, as `accuracy`)."""
+        if not architectures:
+            return []
+        networks = [self.network(a) for a in architectures]
+        mean, _ = accuracy.predict(accuracy_features(self.space, architectures, networks))
+        return [{**self._costs(a), "accuracy": float(m)} for a, m in zip(architectures, mean, strict=True)]

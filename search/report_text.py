@@ -1,0 +1,153 @@
+"""The words and numbers of a run's report: values with their units, and the sentences that are made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+Summary = Mapping[str, Any]
+
+FAMILIES = {
+    "uniform_int8": "uniform int8",
+    "uniform_float": "uniform float",
+    "largest_float": "largest float network",
+    "random": "random search",
+}
+CLAIMS = ("uniform_int8", "uniform_float", "largest_float")  # the baselines that the heading names
+
+
+def number(value: object) -> float | None:
+    """A finite number, or `None` for everything else."""
+    finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return float(value) if finite else None  # type: ignore[arg-type]
+
+
+def shown(value: object, pattern: str, unit: str = "", factor: float = 1.0) -> str:
+    """A number formatted and followed by its unit, or `n/a` where there is none."""
+    finite = number(value)
+    return "n/a" if finite is None else f"{finite * factor:{pattern}}{unit}"
+
+
+def percent(value: object) -> str:
+    """A share as a percentage with two decimals."""
+    return shown(value, ".2f", " %", 100)
+
+
+def ratio(value: object) -> str:
+    """A factor, e.g. of speed."""
+    return shown(value, ".2f", "\N{MULTIPLICATION SIGN}")
+
+
+def microseconds(value: object, unit: str = " µs") -> str:
+    """Four significant figures: 8.231, 82.31, 823.1, 8,231."""
+    finite = number(value)
+    decimals = 1 if not finite else min(3, max(0, 3 - math.floor(math.log10(abs(finite)))))
+    return shown(finite, f",.{decimals}f", unit)
+
+
+def plus_minus(value: object, spread: object) -> str:
+    """A latency and its spread with the same decimals, without the unit: `46.65 ± 0.37`."""
+    text = microseconds(value, "")
+    decimals = len(text.partition(".")[2])
+    return text if number(value) is None else f"{text} ± {shown(spread, f',.{decimals}f')}"
+
+
+def family_name(family: object) -> str:
+    """What a family of baselines is called in prose."""
+    return FAMILIES.get(str(family), str(family).replace("_", " "))
+
+
+def prediction_error(winner: Mapping[str, Any]) -> float | None:
+    """Signed relative error of a winner's predicted latency; positive where the prediction was too high."""
+    predicted, measured = number(winner.get("predicted_us")), number(winner.get("measured_us"))
+    return predicted / measured - 1 if predicted is not None and measured else None
+
+
+def pareto(points: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """Points `(cost, value)` that no other point dominates, by ascending cost."""
+    best: list[tuple[float, float]] = []
+    for cost, value in sorted(points, key=lambda point: (point[0], -point[1])):
+        if not best or value > best[-1][1]:
+            best.append((cost, value))
+    return best
+
+
+# -- sentences -----------------------------------------------------------------------------------------------------------
+
+
+def takeaway(summary: Summary) -> str:
+    """The run in two or three sentences of plain text; only what was measured is claimed."""
+    winners, front, beats = summary.get("winners") or [], summary.get("front") or [], summary.get("beats") or {}
+    if not winners:
+        return f"The front has {len(front)} networks; none is exported and measured yet." if front else ""
+    text = f"{verified(winners)} of {len(winners)} winners are verified on {device_of(summary).get('name', 'the device')}."
+    names = {family: family_name(family).replace("largest", "the largest") for family in CLAIMS}
+    won = [f"{ratio(beats[f].get('median_speedup'))} faster than {names[f]}" for f in CLAIMS if beaten(beats.get(f))]
+    lost = [names[f] for f in CLAIMS if beats.get(f) and not beaten(beats[f])]
+    if won:
+        text += f" At equal or better test accuracy they are {_joined(won)} (measured; medians over the baselines they beat)."
+    if lost:
+        text += f" They do not beat {_joined(lost)}."
+    mape = number((summary.get("latency_model") or {}).get("mape"))
+    return text if mape is None else f"{text} Latency of whole networks is predicted to {100 * mape:.1f} %."
+
+
+def condition(summary: Summary) -> str:
+    """Device, runtime, threads, batch and statistic of every latency of the run."""
+    device = device_of(summary)
+    if not device:
+        return ""
+    threads, batch = device.get("threads", "n/a"), device.get("batch", "n/a")
+    parts = [
+        f"{device.get('name', 'device')} ({device.get('cpu', 'CPU unknown')})",
+        str(device.get("runtime", "runtime unknown")),
+    ]
+    parts += [str(device["provider"])] if "provider" in device else []
+    parts += [f"{threads} thread{'' if threads == 1 else 's'}", f"batch {batch}"]
+    statistic = (summary.get("table") or {}).get("statistic")
+    return ", ".join(parts) + (f"; {statistic}" if statistic else "")
+
+
+def noise(summary: Summary) -> str:
+    """How much an accuracy means on a test set of this size."""
+    images = number((summary.get("data") or {}).get("test"))
+    accuracies = [a for a in (number(w.get("accuracy_runtime")) for w in summary.get("winners") or []) if a is not None]
+    if not images or not accuracies:
+        return ""
+    best = max(accuracies)
+    points = 100 * math.sqrt(max(0.0, best * (1 - best)) / images)
+    return f"With {images:,.0f} test images, one standard error of an accuracy of {100 * best:.1f} % is {points:.1f} points."
+
+
+def gain(summary: Summary) -> str:
+    """Hypervolume of the search over that of random search."""
+    study = summary.get("study") or {}
+    found, by_random = number(study.get("hypervolume")), number(study.get("hypervolume_random"))
+    return f"{100 * (found / by_random - 1):+.1f} % over random search" if found is not None and by_random else ""
+
+
+def nearest_miss(summary: Summary) -> str:
+    """What came closest where nothing is feasible."""
+    miss = (summary.get("study") or {}).get("nearest_miss") or {}
+    told = miss.get("text") or f"{miss.get('constraint', '')} (reached {miss.get('value', 'n/a')} {miss.get('unit', '')})"
+    return f"Nearest miss: {told}" if miss else ""
+
+
+def device_of(summary: Summary) -> Mapping[str, Any]:
+    """The device of the table; empty without one."""
+    return (summary.get("table") or {}).get("device") or {}
+
+
+def verified(winners: Sequence[Mapping[str, Any]]) -> int:
+    """How many winners passed every check."""
+    return sum(bool(w.get("verified")) for w in winners)
+
+
+def beaten(beat: Mapping[str, Any] | None) -> bool:
+    """Whether any baseline of a family is beaten."""
+    return bool(beat and number(beat.get("beaten")) and number(beat.get("median_speedup")))
+
+
+def _joined(parts: Sequence[str]) -> str:
+    return " and ".join((", ".join(parts[:-1]), parts[-1])) if len(parts) > 1 else parts[0]

@@ -1,0 +1,117 @@
+"""Stages `export` and `report`: verified models, and the page that shows them."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict
+
+from latency_lut.device import Device
+from latency_lut.pays import never_pays, what_pays
+from predictors.size import model_bytes
+from search import __version__, study, winners
+from search.candidates import Candidate
+from search.evaluations import INITIAL, RANDOM
+from search.job import Job
+from search.report import write_report
+from search.run import Facts
+from search.stages.find import read_front
+from search.summary import summarize
+from spaces.choice import Architecture
+from spaces.errors import UserError
+from spaces.files import write_atomically
+
+
+def export_winners(job: Job) -> Facts:
+    """Export, verify and time winners and baselines on every device."""
+    front = read_front(job)
+    evaluated = study.as_candidates(list(job.evaluations), job.predicted, job.constraints)
+    feasible = [c for c in evaluated if c.feasible]
+    chosen = winners.pick(front, feasible, job.objectives, job.export.winners) if front else []
+    chosen.sort(key=lambda c: c.values[f"latency@{next(iter(job.devices))}"])
+    sources = (INITIAL, RANDOM)
+    random_front = study.evaluated_front(job.evaluations.of(*sources), job.predicted, job.objectives, job.constraints)
+    picked = winners.pick(random_front, [], job.objectives, job.export.random_winners) if random_front else []
+    facts: Facts = {}
+    for device in job.devices.values():
+        facts[device.name] = export_device(job, device, [c.architecture for c in chosen], [c.architecture for c in picked])
+    made = [entry["path"] for device in facts.values() for entry in (*device["winners"], *device["baselines"])]
+    return {"devices": facts, "files": made}
+
+
+def export_device(job: Job, device: Device, chosen: list[Architecture], random_front: list[Architecture]) -> Facts:
+    """Export one device's winners and baselines; returns their cards."""
+    provenance = {
+        "run": job.run.path.name,
+        "netwright": __version__,
+        "seed": job.seed,
+        **{stage: job.run.output(stage) for stage in ("tables", "supernet", "predictors", "study")},
+    }
+    exporter = winners.Exporter(
+        job.space, job.supernet, job.evaluator, job.test, device, job.latency[device.name], job.export.tolerances, provenance
+    )
+    rows: list[tuple[str, str | None, str | None, int | None, Architecture]] = []
+    rows += [(f"winners/{device.name}/{rank}", None, None, rank, a) for rank, a in enumerate(chosen, 1)]
+    if chosen:
+        for name, family, rank, a in winners.baselines_of(job.space, chosen, random_front):
+            rows.append((f"baselines/{device.name}/{name.replace(' ', '_')}", name, family, rank, a))
+    cards = []
+    for index, (folder, _, _, _, architecture) in enumerate(rows, 1):
+        cards.append(exporter.make(architecture, job.path(folder)))
+        job.progress.advance(f"exports for {device.name}", index, len(rows))
+    if not rows:
+        return {"winners": [], "baselines": [], "beats": {}, "speed": 1.0}
+    table = job.table(device)
+    cards, speed = exporter.measure(cards, [job.path(row[0]) for row in rows], table)
+    won = [
+        {"rank": row[3], "path": f"{row[0]}/model.onnx", **card}
+        for row, card in zip(rows, cards, strict=True)
+        if row[1] is None
+    ]
+    names = ("accuracy_runtime", "measured_us", "spread_us", "bytes", "verified")
+    baselines = [
+        {"name": row[1], "family": row[2], "of_winner": row[3], "path": f"{row[0]}/model.onnx", **{k: card[k] for k in names}}
+        for row, card in zip(rows, cards, strict=True)
+        if row[1] is not None
+    ]
+    winners.feed_back(table, won, job.space)
+    table.save(job.table_path(device))
+    verified = sum(card["verified"] for card in won)
+    within = sum(card["within_tolerance"] for card in won)
+    job.progress.say(f"  {device.name}: {len(won)} winners, {verified} verified, {within} within the latency tolerance")
+    return {"winners": won, "baselines": baselines, "beats": winners.beaten(won, baselines), "speed": speed}
+
+
+def report_run(job: Job) -> Facts:
+    """Write `summary.json` and `report.html`."""
+    begin = time.perf_counter()
+    front = [front_row(job, candidate) for candidate in read_front(job)]
+    try:
+        points = json.loads(job.path("points.json").read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{job.path('points.json')} is damaged ({error}); delete it and run again") from error
+    pays = {name: what_pays(job.table(device)) for name, device in job.devices.items()}
+    rows = {name: [{**asdict(r), "pays": r.pays} for r in of_device] for name, of_device in pays.items()}
+    sentences = {name: never_pays(of_device) for name, of_device in pays.items()}
+    summary = summarize(job, front, points, rows, sentences)
+    write_report(summary, job.path("report.html"))
+    summary["stages"]["report"] = time.perf_counter() - begin
+    summary["wall_s"] = sum(summary["stages"].values())
+    write_atomically(job.path("summary.json"), json.dumps(summary, indent=1, allow_nan=False))
+    return {}
+
+
+def front_row(job: Job, candidate: Candidate) -> Facts:
+    """A point of the front with what it costs on the first device, as the search saw it."""
+    name, predictor = next(iter(job.latency.items()))
+    network = job.space.network(candidate.architecture)
+    return {
+        "architecture": dict(candidate.architecture),
+        "accuracy": candidate.values["accuracy"],
+        "predicted_us": candidate.values[f"latency@{name}"],
+        "std_us": predictor.predict(network)[1],
+        "macs": network.macs,
+        "parameters": network.parameters,
+        "size_bytes": model_bytes(network, predictor.plan(network)),
+        "peak_activation_bytes": network.peak_activation_bytes,
+    }

@@ -1,0 +1,71 @@
+"""Stages `supernet` and `predictors`: shared weights, and predictors that learn from networks evaluated with them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from functools import partial
+
+import numpy as np
+import torch
+from safetensors.torch import save
+
+from predictors.accuracy import accuracy_features
+from search.evaluations import INITIAL
+from search.job import SUPERNET_FILE, Job
+from search.run import Facts
+from search.training import train
+from spaces.files import write_atomically
+from spaces.supernet import Supernet
+
+
+def train_supernet(job: Job) -> Facts:
+    """Train, from the last checkpoint if there is one."""
+    torch.manual_seed(job.seed)
+    supernet = Supernet(job.space)
+    evaluator = job.evaluator
+
+    def on_epoch(done: int, curve: list[dict[str, float]]) -> None:
+        job.progress.advance("epochs", done, training.epochs)
+
+    training = job.training(supernet=supernet, seed=job.seed, evaluator=evaluator, on_epoch=on_epoch)
+    train(training, job.ready_data, job.path("supernet"))
+    weights = save({name: value.contiguous() for name, value in supernet.state_dict().items()})
+    write_atomically(job.path(SUPERNET_FILE), weights)
+    output = hashlib.sha256(weights).hexdigest()[:16]
+    last = training.curve[-1]
+    job.progress.say(
+        f"  {training.epochs} epochs; validation accuracy {last.get('validation_accuracy_largest', math.nan):.1%} (largest), "
+        f"{last.get('validation_accuracy_smallest', math.nan):.1%} (smallest)"
+    )
+    return {"epochs": training.epochs, "steps": training.steps, "curve": training.curve, "output": output}
+
+
+def fit_predictors(job: Job) -> Facts:
+    """Evaluate the first networks; fit and test the predictors."""
+    rng = np.random.default_rng([job.seed, 5])
+    architectures = dict.fromkeys([job.space.largest(), job.space.smallest()])
+    while len(architectures) < job.evaluation.initial:
+        before = len(architectures)
+        for _ in range(100):
+            architectures[job.space.sample_spread(rng)] = None
+        if len(architectures) == before:
+            break  # a space with fewer networks
+    chosen = list(architectures)[: job.evaluation.initial]
+    progress = partial(job.progress.advance, "evaluations")
+    job.evaluations.evaluate(chosen, INITIAL, lambda a: job.evaluator.evaluate(job.supernet, a), progress)
+    seen = job.evaluations.of(INITIAL)
+    features = accuracy_features(job.space, [e.architecture for e in seen], [job.space.network(e.architecture) for e in seen])
+    predictor = job.predictor()
+    quality = predictor.quality(features, [e.accuracy for e in seen], min(job.evaluation.held_out, len(seen) // 3))
+    accuracy = {"kind": type(predictor).__name__, "n": len(seen), **asdict(quality)}
+    write_atomically(job.path("predictors/accuracy.json"), json.dumps(accuracy, indent=1))
+    for name, latency in job.latency.items():
+        write_atomically(job.path(f"predictors/latency@{name}.json"), latency.to_json())
+    job.progress.say(
+        f"  {len(seen)} networks evaluated; accuracy predictor: Kendall tau {quality.kendall_tau:.2f} "
+        f"on {quality.n_held_out} held out"
+    )
+    return {"accuracy_predictor": accuracy}

@@ -1,0 +1,72 @@
+"""Stages `space` and `tables`: what can be built, and what its layers cost on each device."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from latency_lut.profile import profile
+from latency_lut.table import STATISTIC, LatencyTable
+from predictors.latency import LatencyPredictor
+from search.job import Job
+from search.run import Facts, digest
+from spaces.files import write_atomically
+
+
+def describe_space(job: Job) -> Facts:
+    """Write `space.json`, and say how large the space is."""
+    space, say = job.space, job.progress.say
+    facts: Facts = {"name": space.name, "choices": len(space.choices), "size_log10": math.log10(space.size())}
+    for end, architecture in (("largest", space.largest()), ("smallest", space.smallest())):
+        network = space.network(architecture)
+        names = ("macs", "parameters", "weight_bytes", "peak_activation_bytes")
+        facts[end] = {name: getattr(network, name) for name in names}
+    choices = [{"name": c.name, "options": c.options, "when": c.when} for c in space.choices]
+    write_atomically(job.path("space.json"), json.dumps({**facts, "choices": choices}, indent=1))
+    say(f"  {facts['choices']} choices, 10^{facts['size_log10']:.1f} networks")
+    for end in ("largest", "smallest"):
+        f = facts[end]
+        say(
+            f"  {end}: {f['macs'] / 1e6:.2f} M MACs, {f['parameters']:,} parameters, "
+            f"{f['weight_bytes'] / 1e3:.1f} kB of weights, {f['peak_activation_bytes'] / 1e3:.1f} kB peak activations"
+        )
+    return facts
+
+
+def print_choices(job: Job) -> None:
+    """Print every choice with its options and when it is active."""
+    for choice in job.space.choices:
+        condition = f"   if {choice.when[0]} in {list(choice.when[1])}" if choice.when else ""
+        job.progress.say(f"  {choice.name:<32} {', '.join(map(str, choice.options))}{condition}")
+
+
+def measure_tables(job: Job) -> Facts:
+    """Measure the table of every device, or take one that was measured before."""
+    facts: Facts = {"devices": {}}
+    outputs = []
+    for device in job.devices.values():
+        path = job.table_path(device)
+        if job.profile.tables is not None and not path.exists():
+            given = Path(job.profile.tables) / path.name
+            LatencyTable.load(given).check(job.space, device)
+            write_atomically(path, given.read_bytes())
+        settings = {k: v for k, v in asdict(job.profile).items() if k in ("max_pairs", "networks", "rounds", "visit_s")}
+        table, stats = profile(job.space, device, path, seed=job.seed, on_progress=job.progress.advance, **settings)
+        quality = LatencyPredictor.fit(table, job.space, job.profile.held_out, job.seed).quality
+        outputs.append(table.fingerprint)
+        facts["devices"][device.name] = {
+            "pairs": stats.pairs,
+            "reachable_pairs": stats.reachable,
+            "pairs_per_min": stats.pairs_per_min,
+            "measured": stats.measured,
+            "statistic": STATISTIC,
+            "device": {**device.describe(), "fingerprint": device.fingerprint},
+            "latency_model": asdict(quality),
+        }
+        job.progress.say(
+            f"  {device.name}: {stats.pairs} pairs ({stats.pairs_per_min:,.0f} a minute); latency model on {quality.n} "
+            f"held-out networks: mean error {quality.mape:.1%}, Spearman {quality.spearman:.3f}"
+        )
+    return {**facts, "output": digest(outputs)}

@@ -1,0 +1,258 @@
+"""The search: rounds of predicting thousands of candidates, evaluating the best with the supernet, and learning from them.
+
+This is the loop of DyNAS-T and SimQ-NAS (arXiv:2312.13301). Its result is the front of what was *evaluated*; a predicted
+accuracy never stands on it. Everything follows from the seed and the evaluations, so a study that is killed goes through the
+same rounds again and finds its evaluations already made.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import numpy as np
+from optuna.samplers import BaseSampler
+
+from predictors.accuracy import AccuracyPredictor, accuracy_features
+from search.candidates import Candidate, Values, propose
+from search.evaluation import Evaluation
+from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
+from search.objectives import Constraint, Objective, hypervolume
+from search.predicted import PredictedValues
+from spaces.choice import Architecture
+from spaces.space import Space
+
+Progress = Callable[[str, int, int], None]
+RUN_PARTS = 6
+
+
+@dataclass(frozen=True)
+class StudySettings:
+    """How a study goes.
+
+    Args:
+        candidates: predicted candidates of all rounds together.
+        rounds: times that the predictors are asked, the best evaluated and the accuracy predictor refitted.
+        evaluations: networks evaluated per round.
+        seed: of samplers and the random baseline.
+    """
+
+    candidates: int
+    rounds: int
+    evaluations: int
+    seed: int
+
+
+@dataclass
+class StudyResult:
+    """What a study found.
+
+    Args:
+        candidates: all predicted candidates with their round.
+        front: evaluated, feasible and not dominated, fastest first.
+        candidate_s: seconds spent on candidates (sampler and predictors), without evaluations.
+        hypervolumes: of the front after each round, the initial evaluations first.
+        hypervolume_random: of random architectures, as many evaluations.
+        reference: reference point by objective.
+        nearest_miss: when nothing is feasible, the constraint that binds and by how much.
+    """
+
+    candidates: list[tuple[Candidate, int]] = field(default_factory=list)
+    front: list[Candidate] = field(default_factory=list)
+    candidate_s: float = 0.0
+    hypervolumes: list[float] = field(default_factory=list)
+    hypervolume_random: float = 0.0
+    reference: Values = field(default_factory=dict)
+    nearest_miss: dict[str, object] | None = None
+
+
+def run_study(
+    predicted: PredictedValues,
+    evaluations: Evaluations,
+    new_predictor: Callable[[], AccuracyPredictor],
+    new_sampler: Callable[[int], BaseSampler],
+    measure: Callable[[Architecture], Evaluation],
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+    settings: StudySettings,
+    on_progress: Progress = lambda what, done, total: None,
+) -> StudyResult:
+    """Search.
+
+    Args:
+        predicted: costs of architectures.
+        evaluations: the initial ones; what is evaluated is added.
+        new_predictor: makes an accuracy predictor to fit.
+        new_sampler: makes an Optuna sampler from a seed.
+        measure: evaluates an architecture with the supernet.
+        objectives: what to improve.
+        constraints: what to respect.
+        settings: rounds and numbers.
+        on_progress: called with what is done, how many are done, and of how many.
+    """
+    space, result = predicted.space, StudyResult()
+    seen = evaluations.of(INITIAL)
+    fronts = [evaluated_front(seen, predicted, objectives, constraints)]
+    for number in range(1, settings.rounds + 1):
+        begin = time.perf_counter()
+        predictor = new_predictor()
+        features = accuracy_features(space, [e.architecture for e in seen], [predicted.network(e.architecture) for e in seen])
+        predictor.fit(features, [e.accuracy for e in seen])
+        count = settings.candidates * number // settings.rounds - settings.candidates * (number - 1) // settings.rounds
+        candidates = propose(
+            space,
+            partial(predicted.predict, accuracy=predictor),
+            objectives,
+            constraints,
+            new_sampler(settings.seed * 1000 + number),
+            count,
+            seeds=list(dict.fromkeys(a for c in fronts[-1] for a in (c.architecture, *precision_runs(space, c.architecture)))),
+            on_progress=partial(_candidates_done, on_progress, len(result.candidates), settings.candidates),
+        )
+        result.candidates += [(candidate, number) for candidate in candidates]
+        result.candidate_s += time.perf_counter() - begin
+        # What an earlier attempt at this round evaluated is chosen again; what later ones did must not disturb it.
+        known = {e.architecture for e in seen}
+        chosen = choose([c for c in candidates if c.architecture not in known], objectives, settings.evaluations)
+        evaluations.evaluate(chosen, f"round {number}", measure, partial(on_progress, f"evaluations, round {number}"))
+        wanted = set(chosen)
+        seen += [e for e in evaluations if e.architecture in wanted]
+        fronts.append(evaluated_front(seen, predicted, objectives, constraints))
+    baseline = random_baseline(evaluations, settings, space.sample_spread, measure, on_progress)
+    result.front = fronts[-1]
+    random_front = evaluated_front(baseline, predicted, objectives, constraints)
+    result.reference, normalize = _normalizer([*seen, *baseline], predicted, objectives)
+    volumes = [hypervolume([normalize(c.values) for c in front], [1.0] * len(objectives)) for front in [*fronts, random_front]]
+    result.hypervolumes, result.hypervolume_random = volumes[:-1], volumes[-1]
+    if not result.front:
+        result.nearest_miss = nearest_miss(as_candidates(seen, predicted, constraints), constraints)
+    return result
+
+
+def precision_runs(space: Space, architecture: Architecture) -> list[Architecture]:
+    """The same network with its first layers in the highest and its last layers in the lowest precision, or the other way.
+
+    A single layer in another precision than its neighbours pays for two borders, so such networks are worse at every step on
+    the way from one precision to another; a sampler that changes one layer at a time does not get there by itself.
+    """
+    names = [c.name for c in space.choices if c.kind == "precision" and c.name in architecture]
+    options = {c.name: c.options for c in space.choices}
+    variants = []
+    for part in range(RUN_PARTS + 1):
+        change = round(part * len(names) / RUN_PARTS)
+        for first, second in ((-1, 0), (0, -1)):
+            values = {name: options[name][first if i < change else second] for i, name in enumerate(names)}
+            variants.append(space.architecture({**architecture, **values}))
+    return variants
+
+
+def _candidates_done(on_progress: Progress, before: int, total: int, done: int) -> None:
+    on_progress("candidates", before + done, total)
+
+
+def random_baseline(
+    evaluations: Evaluations,
+    settings: StudySettings,
+    sample: Callable[[np.random.Generator], Architecture],
+    measure: Callable[[Architecture], Evaluation],
+    on_progress: Progress,
+) -> list[Evaluated]:
+    """Random search at the study's budget: the initial evaluations, and as many random ones as the rounds evaluated."""
+    rng = np.random.default_rng([settings.seed, 77])
+    drawn = [sample(rng) for _ in range(settings.rounds * settings.evaluations)]
+    evaluations.evaluate(drawn, RANDOM, measure, partial(on_progress, "evaluations, random baseline"))
+    wanted = set(drawn)
+    return evaluations.of(INITIAL) + [e for e in evaluations if e.architecture in wanted and e.source != INITIAL]
+
+
+def choose(candidates: Sequence[Candidate], objectives: Sequence[Objective], count: int) -> list[Architecture]:
+    """The candidates worth evaluating: front after front, feasible ones first, the last front thinned out evenly.
+
+    Args:
+        candidates: predicted; repetitions count once.
+        objectives: what the fronts are made of.
+        count: how many.
+    """
+    unique = list({c.architecture: c for c in candidates}.values())
+    pool = [c for c in unique if c.feasible] or sorted(unique, key=lambda c: c.violation)[: 4 * count]
+    chosen: list[Candidate] = []
+    while pool and len(chosen) < count:
+        front = nondominated(pool, objectives)
+        front = _along(front, objectives)
+        room = count - len(chosen)
+        if len(front) > room:
+            front = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, room).round().astype(int))]
+            chosen += front
+            break
+        chosen += front
+        taken = {c.architecture for c in front}
+        pool = [c for c in pool if c.architecture not in taken]
+    return [c.architecture for c in chosen]
+
+
+def nondominated(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:
+    """Candidates that no other dominates, in their order."""
+    losses = np.array([[o.loss(c.values[o.name]) for o in objectives] for c in candidates])
+    keep = []
+    for index, row in enumerate(losses):
+        better = (losses <= row).all(axis=1) & (losses < row).any(axis=1)
+        if not better.any():
+            keep.append(candidates[index])
+    return keep
+
+
+def evaluated_front(
+    evaluated: Sequence[Evaluated],
+    predicted: PredictedValues,
+    objectives: Sequence[Objective],
+    constraints: Sequence[Constraint],
+) -> list[Candidate]:
+    """The feasible front of evaluated architectures: accuracy measured on validation data, costs predicted or counted."""
+    candidates = as_candidates(evaluated, predicted, constraints)
+    front = nondominated([c for c in candidates if c.feasible], objectives) if any(c.feasible for c in candidates) else []
+    distinct = {tuple(c.values[o.name] for o in objectives): c for c in reversed(front)}
+    return _along(list(distinct.values()), objectives)
+
+
+def _along(front: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:
+    """A front from its cheap to its expensive end, always in the same order."""
+    last = objectives[-1]
+    return sorted(front, key=lambda c: (last.loss(c.values[last.name]), c.architecture.to_json()))
+
+
+def as_candidates(
+    evaluated: Sequence[Evaluated], predicted: PredictedValues, constraints: Sequence[Constraint]
+) -> list[Candidate]:
+    """Evaluated architectures with all their values."""
+    candidates = []
+    for e in evaluated:
+        values = {**predicted.costs(e.architecture), "accuracy": e.accuracy}
+        violation = max((c.violation(values[c.objective.name]) for c in constraints), default=0.0)
+        candidates.append(Candidate(e.architecture, values, violation))
+    return candidates
+
+
+def nearest_miss(candidates: Sequence[Candidate], constraints: Sequence[Constraint]) -> dict[str, object]:
+    """The evaluated network that misses the constraints least, and the constraint that binds it."""
+    nearest = min(candidates, key=lambda c: c.violation)
+    binding = max(constraints, key=lambda c: c.violation(nearest.values[c.objective.name]))
+    value, unit = nearest.values[binding.objective.name], binding.objective.unit
+    text = f"nothing is feasible: {binding.text} binds; the nearest network has {value:.4g} {unit}".rstrip()
+    return {"constraint": binding.text, "value": value, "unit": unit, "text": text}
+
+
+def _normalizer(
+    evaluated: Sequence[Evaluated], predicted: PredictedValues, objectives: Sequence[Objective]
+) -> tuple[Values, Callable[[Values], list[float]]]:
+    """Reference point (the worst of each objective) and the map of values to [0, 1], 0 the best that was evaluated."""
+    rows = [c.values for c in as_candidates(evaluated, predicted, ())]
+    losses = {o.name: [o.loss(row[o.name]) for row in rows] for o in objectives}
+    best = {name: min(values) for name, values in losses.items()}
+    width = {name: max(max(values) - best[name], 1e-12) for name, values in losses.items()}
+
+    def normalize(values: Values) -> list[float]:
+        return [(o.loss(values[o.name]) - best[o.name]) / width[o.name] for o in objectives]
+
+    return {o.name: o.loss(max(losses[o.name])) for o in objectives}, normalize

@@ -1,0 +1,130 @@
+"""`summary.json`: every figure of a run in machine-readable form; the report draws nothing that is not in it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Any
+
+from search import __version__
+from search.job import Job
+
+PACKAGES = ("torch", "onnxruntime", "onnx", "onnx-ir", "optuna", "pytorch-lightning", "hydra-core", "scikit-learn", "numpy")
+STAGES = ("space", "tables", "supernet", "predictors", "study", "export")
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def summarize(
+    job: Job,
+    front: Rows,
+    points: Mapping[str, Any],
+    pays: Mapping[str, Rows],
+    does_not_pay: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """The summary of a finished run. Parts that are per device show the first one, and all of them under `devices`.
+
+    Args:
+        job: its stages have finished, apart from the report.
+        front: points of the front with their costs.
+        points: `cloud`, `evaluated` and `random` for the report.
+        pays: by device, rows of `latency_lut.pays.what_pays`.
+        does_not_pay: by device, sentences.
+    """
+    facts = {name: job.run.facts(name) for name in STAGES}
+    first = next(iter(job.devices))
+    table = facts["tables"]["devices"][first]
+    exported = facts["export"]["devices"]
+    seconds = {name: record.seconds for name in STAGES if (record := job.run.record(name)) is not None}
+    table_figures = {name: table[name] for name in ("pairs", "pairs_per_min", "reachable_pairs", "statistic", "device")}
+    supernet = {name: facts["supernet"][name] for name in ("epochs", "steps", "curve")}
+    devices = {
+        name: {
+            "table": facts["tables"]["devices"][name],
+            **exported[name],
+            "pays": list(pays[name]),
+            "does_not_pay": list(does_not_pay[name]),
+        }
+        for name in job.devices
+    }
+    objectives = [{"name": o.name, "unit": o.unit, "direction": o.direction, "source": o.source} for o in job.objectives]
+    study = {"objectives": objectives, "constraints": [c.text for c in job.constraints], **facts["study"], **points}
+    return {
+        "name": job.run.path.name,
+        "netwright": __version__,
+        "seed": job.seed,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "wall_s": sum(seconds.values()),
+        "versions": versions(),
+        "config": dict(job.settings),
+        "fingerprints": fingerprints(job),
+        "stages": seconds,
+        "space": facts["space"],
+        "data": data_figures(job),
+        "table": table_figures,
+        "latency_model": with_lists(table["latency_model"]),
+        "accuracy_predictor": facts["predictors"]["accuracy_predictor"],
+        "supernet": {**supernet, "seconds": seconds["supernet"]},
+        "study": study,
+        "front": list(front),
+        "winners": exported[first]["winners"],
+        "baselines": exported[first]["baselines"],
+        "beats": exported[first]["beats"],
+        "pays": devices[first]["pays"],
+        "does_not_pay": devices[first]["does_not_pay"],
+        "devices": devices if len(devices) > 1 else {},
+        "tolerances": asdict(job.export.tolerances),
+        "notes": notes(job, exported[first]),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that figures depend on."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def fingerprints(job: Job) -> dict[str, str]:
+    """Fingerprints of the space, the data, the devices and what each stage made."""
+    outputs = {name: job.run.output(name) for name in STAGES if name != "space"}
+    devices = {f"device {name}": device.fingerprint for name, device in job.devices.items()}
+    return {"space": job.space.fingerprint, "data": job.data_fingerprint, **devices, **outputs}
+
+
+def data_figures(job: Job) -> dict[str, Any]:
+    """Name and sizes of the data."""
+    train = sum(len(labels) for _, labels in job.ready_data.train_dataloader())
+    return {
+        "name": type(job.data).__name__,
+        "train": train,
+        "validation": len(job.validation.labels),
+        "test": len(job.test.labels),
+        "channels": job.channels,
+        "classes": job.classes,
+    }
+
+
+def with_lists(quality: Mapping[str, Any]) -> dict[str, Any]:
+    """Figures with tuples as lists."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in quality.items()}
+
+
+def notes(job: Job, exported: Mapping[str, Any]) -> list[str]:
+    """What a reader should know about the figures of this run."""
+    lines = [
+        "Accuracies on the front are measured on validation data with the supernet's weights; those of winners and "
+        "baselines on test data in the runtime. Winners are not fine-tuned.",
+        "Baselines use the same supernet, the same calibration and the same export as the winners.",
+    ]
+    speed = exported["speed"]
+    if exported["winners"] and abs(speed - 1.0) > 0.05:
+        lines.append(
+            f"While the winners were timed, the machine ran at {speed:.0%} of the speed at which the table was measured; their "
+            "latencies are brought to the table's speed by anchor layers timed along with them."
+        )
+    off = [w["rank"] for w in exported["winners"] if not w["within_tolerance"]]
+    if off:
+        lines.append(f"Winners {', '.join(map(str, off))} missed the latency tolerance; the table's next fit learns from them.")
+    return lines

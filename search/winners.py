@@ -1,0 +1,239 @@
+"""Winners: networks along the front, exported and verified on the device, and the baselines they have to beat.
+
+All models of a device are timed together, visit by visit in turn, at the speed at which its table was measured. So their
+latencies can be compared with each other and with the predictions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from latency_lut.device import Device
+from latency_lut.profile import retime
+from latency_lut.table import STATISTIC, LatencyTable, NetworkTiming
+from latency_lut.timing import Timing
+from predictors.latency import LatencyPredictor
+from predictors.size import model_bytes
+from search.candidates import Candidate
+from search.evaluation import Evaluator, Split
+from search.export import Tolerances, export, sha256, verify
+from search.objectives import Objective
+from search.study import nondominated
+from spaces.choice import Architecture, Option
+from spaces.files import write_atomically
+from spaces.layers import FLOAT_BITS, LayerSpec
+from spaces.space import Space
+from spaces.supernet import Supernet
+
+CARD_SCHEMA = 1
+Provenance = Mapping[str, object]
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """Makes verified models of architectures for one device.
+
+    Args:
+        space: of the architectures.
+        supernet: trained.
+        evaluator: recalibrates.
+        test: images that the search has not seen.
+        device: the target.
+        predictor: its latency predictor.
+        tolerances: what an export must keep.
+        provenance: what a card says of where it comes from.
+    """
+
+    space: Space
+    supernet: Supernet
+    evaluator: Evaluator
+    test: Split
+    device: Device
+    predictor: LatencyPredictor
+    tolerances: Tolerances
+    provenance: Provenance
+
+    def make(self, architecture: Architecture, folder: Path) -> dict[str, Any]:
+        """Export and verify one architecture into `folder` (`model.onnx`, `card.json`); skipped when both are there and agree.
+
+        Returns:
+            The card, still without a measured latency.
+        """
+        made = _finished_card(folder, architecture, self.provenance)
+        if made is not None:
+            return made
+        network = self.space.network(architecture)
+        lowerings = self.predictor.plan(network)
+        predicted_us, std_us = self.predictor.predict(network, lowerings)
+        plain = self.evaluator.plain(self.supernet, architecture)
+        metadata = {"netwright.architecture": architecture.to_json(), "netwright.device": self.device.name}
+        model = export(plain, lowerings, self.device, metadata)
+        check = verify(plain, model, self.device, self.test, self.tolerances)
+        card = {
+            "schema": CARD_SCHEMA,
+            "architecture": dict(architecture),
+            "input_shape": [self.device.batch, *network.input_shape],
+            "device": {**self.device.describe(), "fingerprint": self.device.fingerprint, "statistic": STATISTIC},
+            "predicted_us": predicted_us,
+            "std_us": std_us,
+            **check.to_dict(),
+            "accuracy_validation": self.evaluator.measure(plain).accuracy,
+            "bytes": len(model),
+            "predicted_bytes": model_bytes(network, lowerings),
+            "macs": network.macs,
+            "parameters": network.parameters,
+            "peak_activation_bytes": network.peak_activation_bytes,
+            "layers": [self._layer(n.name, n.spec, low) for n, low in zip(network.nodes, lowerings, strict=True)],
+            "sha256": {"model.onnx": sha256(model)},
+            "provenance": dict(self.provenance),
+        }
+        write_atomically(folder / "model.onnx", model)
+        write_atomically(folder / "card.json", json.dumps(card, indent=1))
+        return card
+
+    def _layer(self, name: str, spec: LayerSpec, lowering: str) -> dict[str, object]:
+        prices = {price.lowering: price.us for price in self.predictor.prices(spec)}
+        return {
+            "name": name,
+            "operator": spec.operator,
+            "kind": spec.kind,
+            "in_channels": spec.in_channels,
+            "out_channels": spec.out_channels,
+            "height": spec.height,
+            "kernel": spec.kernel,
+            "weight_bits": spec.weight_bits,
+            "sparsity": spec.sparsity,
+            "lowering": lowering,
+            "macs": spec.macs,
+            "predicted_us": prices[lowering],
+        }
+
+    def measure(
+        self, cards: Sequence[dict[str, Any]], folders: Sequence[Path], table: LatencyTable
+    ) -> tuple[list[dict[str, Any]], float]:
+        """Time the models of several folders together and write what was measured onto their cards.
+
+        Returns:
+            The complete cards, and the machine's speed meanwhile against the table's.
+        """
+        models = [(folder / "model.onnx").read_bytes() for folder in folders]
+        timings, speed = retime(models, table, self.device)
+        complete = [self._timed(card, timing) for card, timing in zip(cards, timings, strict=True)]
+        for card, folder in zip(complete, folders, strict=True):
+            write_atomically(folder / "card.json", json.dumps(card, indent=1))
+        return complete, speed
+
+    def _timed(self, card: dict[str, Any], timing: Timing) -> dict[str, Any]:
+        error = card["predicted_us"] / timing.us - 1.0
+        failures = [f for f in card["failures"] if not f.startswith("latency")]
+        within = abs(error) <= self.tolerances.latency
+        if not within:
+            failures.append(
+                f"latency {timing.us:.1f} us: predicted {card['predicted_us']:.1f} us ({error:+.1%}), "
+                f"tolerance {self.tolerances.latency:.0%}"
+            )
+        return {
+            **card,
+            "measured_us": timing.us,
+            "spread_us": timing.spread_us,
+            "visits": timing.count,
+            "within_tolerance": within,
+            "failures": failures,
+        }
+
+
+def _finished_card(folder: Path, architecture: Architecture, provenance: Provenance) -> dict[str, Any] | None:
+    """The card of an export that an earlier attempt finished."""
+    try:
+        card: dict[str, Any] = json.loads((folder / "card.json").read_text())
+        model = (folder / "model.onnx").read_bytes()
+        same = card["architecture"] == dict(architecture) and card["provenance"] == dict(provenance)
+        return card if same and card["sha256"]["model.onnx"] == sha256(model) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def pick(
+    front: Sequence[Candidate], others: Sequence[Candidate], objectives: Sequence[Objective], count: int
+) -> list[Candidate]:
+    """Winners: spread evenly along the front; when it is short, filled up from the fronts behind it.
+
+    Args:
+        front: not dominated, in order.
+        others: evaluated and feasible.
+        objectives: what the fronts are made of.
+        count: how many, if there are so many.
+    """
+    if len(front) > count:
+        return [front[i] for i in np.unique(np.linspace(0, len(front) - 1, count).round().astype(int))]
+    taken = {c.architecture for c in front}
+    chosen, pool = list(front), [c for c in others if c.architecture not in taken]
+    while pool and len(chosen) < count:
+        behind = nondominated(pool, objectives)
+        chosen += behind[: count - len(chosen)]
+        taken = {c.architecture for c in behind}
+        pool = [c for c in pool if c.architecture not in taken]
+    return chosen
+
+
+def uniform(space: Space, architecture: Architecture, bits: int) -> Architecture:
+    """The same network with every layer dense and of one precision."""
+    values: dict[str, Option] = dict(architecture)
+    for choice in space.choices:
+        if choice.kind == "precision" and bits in choice.options and choice.name in values:
+            values[choice.name] = bits
+        if choice.kind == "sparsity" and choice.name in values:
+            values[choice.name] = choice.options[-1]
+    return space.architecture(values)
+
+
+def baselines_of(
+    space: Space, winners: Sequence[Architecture], random_front: Sequence[Architecture]
+) -> list[tuple[str, str, int | None, Architecture]]:
+    """What winners are compared with: name, family, rank of the winner that it is made from, architecture."""
+    rows: list[tuple[str, str, int | None, Architecture]] = [
+        ("largest_float", "largest_float", None, uniform(space, space.largest(), FLOAT_BITS))
+    ]
+    for family, bits in (("uniform_int8", 8), ("uniform_float", FLOAT_BITS)):
+        rows += [(f"{family} of winner {r}", family, r, uniform(space, a, bits)) for r, a in enumerate(winners, 1)]
+    rows += [(f"random {index}", "random", None, a) for index, a in enumerate(random_front, 1)]
+    distinct = {
+        (family, architecture): (name, family, rank, architecture) for name, family, rank, architecture in reversed(rows)
+    }
+    return list(reversed(distinct.values()))
+
+
+def beaten(cards: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """How many baselines of a family some winner beats (as accurate or more on the test set, and measured faster)."""
+    families: dict[str, dict[str, Any]] = {}
+    for family in dict.fromkeys(b["family"] for b in baselines):
+        speedups = []
+        members = [b for b in baselines if b["family"] == family]
+        for baseline in members:
+            rivals = [c["measured_us"] for c in cards if c["accuracy_runtime"] >= baseline["accuracy_runtime"]]
+            speedups.append(baseline["measured_us"] / min(rivals) if rivals else 0.0)
+        won = [s for s in speedups if s > 1.0]
+        families[family] = {
+            "networks": len(members),
+            "beaten": len(won),
+            "median_speedup": float(np.median(won)) if won else None,
+            "best_speedup": max(won) if won else None,
+        }
+    return families
+
+
+def feed_back(table: LatencyTable, cards: Sequence[Mapping[str, Any]], space: Space) -> None:
+    """Add the measured winners to a table's networks; the next fit of its latency model learns from them."""
+    known = {(n.architecture, n.lowerings) for n in table.networks}
+    for card in cards:
+        architecture = space.architecture(card["architecture"])
+        lowerings = tuple(layer["lowering"] for layer in card["layers"])
+        if (architecture, lowerings) not in known:
+            timing = (card["measured_us"], card["spread_us"], card["visits"])
+            table.networks.append(NetworkTiming(architecture, lowerings, *timing, source="winner"))

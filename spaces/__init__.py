@@ -1,0 +1,1 @@
+"""What can be built: choices, layers, elastic operators, spaces."""

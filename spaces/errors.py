@@ -1,0 +1,10 @@
+"""The one exception for what a user can mend."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """A user's mistake, told in one line: the value, what is allowed, and where there is one the command that mends it.
+
+    The command line prints it without a traceback and exits with status 2.
+    """

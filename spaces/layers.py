@@ -1,0 +1,303 @@
+"""What a network is made of: layer specifications, and networks as layers joined by name.
+
+A `LayerSpec` describes one deployable layer completely and independently of its position: two layers with equal specs cost
+the same on a device, which is why it is the key of every table. A `Network` joins layers into a graph. Both come from one
+place only: the walk in `Space.network`.
+
+Bits say how a tensor *is*: 32 is float, 8 a quantized integer. A tensor between two layers is quantized as soon as its
+producer or one of its consumers computes in integers; `NetworkBuilder` decides that once, for torch and for every runtime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property, lru_cache
+
+from spaces.sparsity import kept_inputs
+
+FLOAT_BITS = 32
+INPUT = "input"
+OPERATOR_NAMES = ("conv2d", "linear", "global_pool")
+ACTIVATIONS = ("none", "relu")
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """One deployable layer.
+
+    Args:
+        operator: `conv2d`, `linear` or `global_pool`.
+        in_channels: channels (features) of the input.
+        out_channels: channels (features) of the output.
+        height: rows of the input; 1 for `linear`.
+        width: columns of the input; 1 for `linear`.
+        kernel: side of the square kernel; padding is `kernel // 2`.
+        stride: in both directions.
+        groups: convolution groups; `in_channels` for a depthwise convolution.
+        activation: `relu` or `none`, applied last.
+        weight_bits: 32 (float) or 8 (integer arithmetic: weights and both sides of the layer).
+        input_bits: how the input tensor arrives. An integer layer that gets a float input quantizes it itself.
+        output_bits: how the output tensor leaves.
+        skip_bits: how the tensor that is added before the activation arrives; 0: there is none.
+        sparsity: pattern and kept share of the weight, `dense` or e.g. `group@1/2` (see `spaces.sparsity`).
+    """
+
+    operator: str
+    in_channels: int
+    out_channels: int
+    height: int = 1
+    width: int = 1
+    kernel: int = 1
+    stride: int = 1
+    groups: int = 1
+    activation: str = "none"
+    weight_bits: int = FLOAT_BITS
+    input_bits: int = FLOAT_BITS
+    output_bits: int = FLOAT_BITS
+    skip_bits: int = 0
+    sparsity: str = "dense"
+
+    def __post_init__(self) -> None:
+        sizes = (self.in_channels, self.out_channels, self.height, self.width, self.kernel, self.stride, self.groups)
+        if min(sizes) < 1 or self.kernel % 2 == 0 or self.in_channels % self.groups or self.out_channels % self.groups:
+            raise ValueError(f"not a layer: {self}; sizes start at 1, kernels are odd, groups divide the channels")
+        if self.operator not in OPERATOR_NAMES or self.activation not in ACTIVATIONS:
+            allowed = f"{', '.join(OPERATOR_NAMES)} with activation {' or '.join(ACTIVATIONS)}"
+            raise ValueError(f"not a layer: {self.operator!r} with activation {self.activation!r}; allowed are {allowed}")
+        bits = (self.weight_bits, self.input_bits, self.output_bits, self.skip_bits or FLOAT_BITS)
+        if not set(bits) <= {8, FLOAT_BITS}:
+            raise ValueError(f"not a layer: bits {bits}; allowed are 8 and {FLOAT_BITS}")
+        if self.operator == "linear" and (self.height, self.width, self.skip_bits) != (1, 1, 0):
+            raise ValueError(f"not a layer: {self}; a linear layer reads (n, channels, 1, 1) and adds no skip")
+
+    @property
+    def out_height(self) -> int:
+        return 1 if self.operator == "global_pool" else (self.height - 1) // self.stride + 1
+
+    @property
+    def out_width(self) -> int:
+        return 1 if self.operator == "global_pool" else (self.width - 1) // self.stride + 1
+
+    @property
+    def depthwise(self) -> bool:
+        return self.groups == self.in_channels == self.out_channels and self.groups > 1
+
+    @property
+    def kind(self) -> str:
+        """What people call the layer: `depthwise`, `pointwise`, `conv`, `linear` or `pool`."""
+        if self.operator != "conv2d":
+            return "pool" if self.operator == "global_pool" else self.operator
+        return "depthwise" if self.depthwise else "pointwise" if self.kernel == 1 else "conv"
+
+    @property
+    def weight_shape(self) -> tuple[int, ...]:
+        """Shape of the stored weight, `(out, in / groups, kernel, kernel)` or `(out, in)`; `()` without one."""
+        if self.operator == "conv2d":
+            return (self.out_channels, self.in_channels // self.groups, self.kernel, self.kernel)
+        return (self.out_channels, self.in_channels) if self.operator == "linear" else ()
+
+    @property
+    def kept_weights(self) -> int:
+        """Weights left by the sparsity pattern."""
+        if not self.weight_shape:
+            return 0
+        kept = kept_inputs(self.sparsity, self.in_channels // self.groups)
+        return self.out_channels * kept * self.kernel**2
+
+    @property
+    def parameters(self) -> int:
+        """Kept weights and biases."""
+        return self.kept_weights + (self.out_channels if self.weight_shape else 0)
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one sample with only the kept weights counted."""
+        if self.operator == "global_pool":
+            return self.in_channels * self.height * self.width
+        return self.kept_weights * self.out_height * self.out_width
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of the kept weights at their precision, 4 per bias and, for integers, 4 per scale of an output channel."""
+        per_channel = 8 if self.weight_bits < FLOAT_BITS else 4
+        return (self.kept_weights * self.weight_bits + 7) // 8 + (per_channel * self.out_channels if self.weight_shape else 0)
+
+    @property
+    def input_elements(self) -> int:
+        return self.in_channels * self.height * self.width
+
+    @property
+    def output_elements(self) -> int:
+        return self.out_channels * self.out_height * self.out_width
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of one sample's output tensor."""
+        return self.output_elements * self.output_bits // 8
+
+    def to_json(self) -> str:
+        """One line of JSON; fields that have their default are left out."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
+
+    @staticmethod
+    def from_json(text: str) -> LayerSpec:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: unknown fields, or values of another type.
+        """
+        values = json.loads(text)
+        known = {f.name: str if f.type == "str" else int for f in fields(LayerSpec)}
+        if not isinstance(values, dict) or not {"operator", "in_channels", "out_channels"} <= set(values) <= set(known):
+            raise ValueError(f"not a layer: {text[:120]!r}")
+        for name, value in values.items():
+            if type(value) is not known[name] or (isinstance(value, int) and not 0 <= value < 2**31):
+                raise ValueError(f"layer field {name} has the value {value!r}; allowed is {known[name].__name__} >= 0")
+        return LayerSpec(**values)
+
+    def __str__(self) -> str:
+        text = f"{self.kind} {self.in_channels}->{self.out_channels} {self.height}x{self.width}"
+        text += f" k{self.kernel}" if self.operator == "conv2d" else ""
+        text += f" s{self.stride}" if self.stride > 1 else ""
+        text += f" w{self.weight_bits} {self.input_bits}->{self.output_bits}"
+        text += f" +{self.skip_bits}" if self.skip_bits else ""
+        text += f" {self.activation}" if self.activation != "none" else ""
+        return text + (f" {self.sparsity}" if self.sparsity != "dense" else "")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A layer in its place. `inputs` are names of nodes (or `INPUT`): the main input, then the skip if the layer has one."""
+
+    name: str
+    spec: LayerSpec
+    inputs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers joined into a graph, in an order in which they can run. The last node is the output.
+
+    Args:
+        input_shape: `(channels, height, width)` of one sample.
+        nodes: the layers.
+    """
+
+    input_shape: tuple[int, int, int]
+    nodes: tuple[Node, ...]
+
+    @cached_property
+    def layers(self) -> tuple[LayerSpec, ...]:
+        return tuple(node.spec for node in self.nodes)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Hex digest over the whole structure."""
+        text = json.dumps([self.input_shape, [asdict(node) for node in self.nodes]], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    @property
+    def macs(self) -> int:
+        return sum(spec.macs for spec in self.layers)
+
+    @property
+    def parameters(self) -> int:
+        return sum(spec.parameters for spec in self.layers)
+
+    @property
+    def weight_bytes(self) -> int:
+        return sum(spec.weight_bytes for spec in self.layers)
+
+    @property
+    def peak_activation_bytes(self) -> int:
+        """Largest sum of tensors alive at once for one sample, when nodes run in order and a tensor dies after its last use."""
+        size = {INPUT: 4 * self.input_shape[0] * self.input_shape[1] * self.input_shape[2]}
+        last_use = {name: index for index, node in enumerate(self.nodes) for name in (node.name, *node.inputs)}
+        alive, peak = size[INPUT], 0
+        for index, node in enumerate(self.nodes):
+            size[node.name] = node.spec.output_bytes
+            alive += node.spec.output_bytes
+            peak = max(peak, alive)
+            alive -= sum(size[name] for name in {node.name, *node.inputs} if last_use[name] == index)
+        return peak
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A layer whose tensors' bits are not settled yet: the leading fields of its `LayerSpec`, and the sparsity."""
+
+    name: str
+    fields: tuple[str, int, int, int, int, int, int, int, str, int]
+    sparsity: str
+    inputs: tuple[str, ...]
+
+    @property
+    def integer(self) -> bool:
+        return self.fields[-1] < FLOAT_BITS
+
+
+# Sampled networks are made of the same few thousand layers again and again: they are made and checked once.
+_layer = lru_cache(maxsize=65536)(LayerSpec)
+
+
+class NetworkBuilder:
+    """Collects the layers of one network, tracks shapes, and settles which tensors between layers are quantized."""
+
+    def __init__(self, channels: int, height: int, width: int) -> None:
+        self._input_shape = (channels, height, width)
+        self._shapes = {INPUT: self._input_shape}
+        self._rows: list[_Row] = []
+
+    def add(
+        self,
+        name: str,
+        operator: str,
+        source: str,
+        out_channels: int | None = None,
+        *,
+        kernel: int = 1,
+        stride: int = 1,
+        depthwise: bool = False,
+        activation: str = "none",
+        weight_bits: int = FLOAT_BITS,
+        sparsity: str = "dense",
+        skip: str | None = None,
+    ) -> str:
+        """Append a layer that reads `source` (and adds `skip`), return its name.
+
+        Raises:
+            ValueError: the name is taken, a tensor that is read is unknown, or the skip has another shape than the output.
+        """
+        if name in self._shapes or source not in self._shapes:
+            raise ValueError(f"layer {name} reads {source}; names are distinct, and what is read comes first")
+        channels, height, width = self._shapes[source]
+        out = channels if out_channels is None else out_channels
+        groups = channels if depthwise else 1
+        fields = (operator, channels, out, height, width, kernel, stride, groups, activation, weight_bits)
+        spec = _layer(*fields)
+        shape = (out, spec.out_height, spec.out_width)
+        if skip is not None and self._shapes.get(skip) != shape:
+            raise ValueError(f"{name} gives {shape} but adds {skip}, which is {self._shapes.get(skip)}")
+        self._shapes[name] = shape
+        self._rows.append(_Row(name, fields, sparsity, (source,) if skip is None else (source, skip)))
+        return name
+
+    def build(self) -> Network:
+        """The network, with `input_bits`, `output_bits` and `skip_bits` settled.
+
+        Raises:
+            ValueError: it has no layers.
+        """
+        if not self._rows:
+            raise ValueError("a network needs at least one layer")
+        quantized = {row.name for row in self._rows if row.integer} | {row.inputs[0] for row in self._rows if row.integer}
+        quantized -= {INPUT, self._rows[-1].name}  # the network's own input and output stay float
+        nodes = []
+        for row in self._rows:
+            bits = [8 if name in quantized else FLOAT_BITS for name in (row.inputs[0], row.name, *row.inputs[1:])]
+            skip_bits = bits[2] if len(bits) > 2 else 0
+            nodes.append(Node(row.name, _layer(*row.fields, bits[0], bits[1], skip_bits, row.sparsity), row.inputs))
+        return Network(self._input_shape, tuple(nodes))

@@ -1,0 +1,208 @@
+"""The space `mobile`: stem, stages of inverted bottlenecks (MobileNetV2, arXiv:1801.04381), head.
+
+Searchable are the input resolution, depth and output width per stage, expansion and kernel per block, and for every
+convolution its precision and (where it mixes channels) its sparsity. Blocks of a stage share its output width, so that all
+but the first keep their residual connection; `width_per_block=true` gives every block a width of its own instead, and then
+blocks whose width changes have no residual.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from spaces.choice import Architecture, Choice, Option
+from spaces.errors import UserError
+from spaces.layers import FLOAT_BITS, INPUT, Network, NetworkBuilder
+from spaces.space import Space
+from spaces.sparsity import GROUP_BLOCKS, parse
+
+When = tuple[str, tuple[Option, ...]] | None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A row of inverted-bottleneck blocks; the first block has the stride. Options ascend."""
+
+    widths: tuple[int, ...]
+    depths: tuple[int, ...]
+    stride: int = 1
+
+
+class MobileSpace(Space):
+    """Inverted-bottleneck networks for images.
+
+    Args:
+        channels: image channels.
+        classes: number of classes.
+        resolutions: side of the square input.
+        stem: widths of the first convolution.
+        stem_stride: its stride.
+        stages: mappings with `widths`, `depths` and `stride`.
+        expansions: ratios of a block's inner to its input width; at 1 the block has no expanding convolution.
+        kernels: odd sides of the depthwise kernels.
+        head: widths of the last convolution.
+        precisions: bits of a convolution, out of 8 and 32.
+        sparsities: of convolutions that mix channels, e.g. `dense` and `group@1/2`.
+        max_width: widths above it are left out.
+        width_per_block: a width for every block instead of every stage.
+
+    Raises:
+        UserError: an empty or malformed option list, or a width that group sparsity cannot divide.
+    """
+
+    name = "mobile"
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        resolutions: Sequence[int],
+        stem: Sequence[int],
+        stages: Sequence[dict[str, object]],
+        expansions: Sequence[int],
+        kernels: Sequence[int],
+        head: Sequence[int],
+        precisions: Sequence[int],
+        sparsities: Sequence[str],
+        stem_stride: int = 1,
+        max_width: int | None = None,
+        width_per_block: bool = False,
+    ) -> None:
+        self.channels, self.classes = _positive("channels", channels), _positive("classes", classes)
+        self.stem_stride, self.width_per_block = _positive("stem_stride", stem_stride), width_per_block
+        self.kernels = _ascending("kernels", kernels)
+        if any(kernel % 2 == 0 for kernel in self.kernels):
+            raise UserError(f"kernels are {list(kernels)}; allowed are odd numbers")
+        self.expansions = _ascending("expansions", expansions)
+        self.precisions = _ascending("precisions", precisions)
+        if not set(self.precisions) <= {8, FLOAT_BITS}:
+            raise UserError(f"precisions are {list(precisions)}; allowed are 8 and {FLOAT_BITS}")
+        self.sparsities = _sparsities(sparsities)
+        self.resolutions = _ascending("resolutions", resolutions)
+        self.stem = self._widths("stem", stem, max_width)
+        self.head = self._widths("head", head, max_width)
+        self.stages = tuple(self._stage(index, stage, max_width) for index, stage in enumerate(stages))
+        if not self.stages:
+            raise UserError("stages is empty; at least one is needed")
+        self.choices = tuple(self._choices())
+
+    def _stage(self, index: int, stage: object, max_width: int | None) -> Stage:
+        what = f"stages[{index}]"
+        if not isinstance(stage, Mapping) or not {"widths", "depths"} <= set(stage) <= {"widths", "depths", "stride"}:
+            raise UserError(f"{what} is {stage!r}; allowed is {{widths: [...], depths: [...], stride: ...}}")
+        widths = self._widths(f"{what}.widths", stage["widths"], max_width)
+        return Stage(widths, _ascending(f"{what}.depths", stage["depths"]), _positive(f"{what}.stride", stage.get("stride", 1)))
+
+    def _widths(self, what: str, widths: object, max_width: int | None) -> tuple[int, ...]:
+        options = tuple(w for w in _ascending(what, widths) if max_width is None or w <= max_width)
+        if not options:
+            raise UserError(f"max_width={max_width} leaves no option of {what}: {widths}")
+        if self.sparsities != ("dense",) and any(w % GROUP_BLOCKS for w in options):
+            raise UserError(f"{what} are {list(options)}; group sparsity needs multiples of {GROUP_BLOCKS}")
+        return options
+
+    # -- choices ----------------------------------------------------------------------------------------------------------
+
+    def _choices(self) -> list[Choice]:
+        choices = [Choice("resolution", self.resolutions), Choice("stem.width", self.stem), *self._precision("stem", None)]
+        for s, stage in enumerate(self.stages, 1):
+            choices.append(Choice(f"stage{s}.depth", stage.depths))
+            if not self.width_per_block:
+                choices.append(Choice(f"stage{s}.width", stage.widths))
+            for b in range(1, max(stage.depths) + 1):
+                block = f"stage{s}.block{b}"
+                deep_enough = tuple(depth for depth in stage.depths if depth >= b)
+                here: When = None if deep_enough == stage.depths else (f"stage{s}.depth", deep_enough)
+                wide = tuple(expansion for expansion in self.expansions if expansion > 1)
+                if self.width_per_block:
+                    choices.append(Choice(f"{block}.width", stage.widths, when=here))
+                choices.append(Choice(f"{block}.expansion", self.expansions, when=here))
+                choices.append(Choice(f"{block}.kernel", self.kernels, when=here))
+                if wide:
+                    choices += self._mixing(f"{block}.expand", (f"{block}.expansion", wide))
+                choices += self._precision(f"{block}.depthwise", here)
+                choices += self._mixing(f"{block}.project", here)
+        choices.append(Choice("head.width", self.head))
+        choices += self._mixing("head", None)
+        choices += self._precision("classifier", None)
+        return choices
+
+    def _precision(self, layer: str, when: When) -> list[Choice]:
+        return [Choice(f"{layer}.precision", self.precisions, when=when)]
+
+    def _mixing(self, layer: str, when: When) -> list[Choice]:
+        return [*self._precision(layer, when), Choice(f"{layer}.sparsity", self.sparsities, when=when)]
+
+    # -- the walk ---------------------------------------------------------------------------------------------------------
+
+    def network(self, architecture: Architecture) -> Network:
+        a = architecture
+        resolution = a.integer("resolution")
+        net = NetworkBuilder(self.channels, resolution, resolution)
+        width = a.integer("stem.width")
+        x = net.add(
+            "stem",
+            "conv2d",
+            INPUT,
+            width,
+            kernel=3,
+            stride=self.stem_stride,
+            activation="relu",
+            weight_bits=a.integer("stem.precision"),
+        )
+        for s, stage in enumerate(self.stages, 1):
+            for b in range(1, a.integer(f"stage{s}.depth") + 1):
+                block = f"stage{s}.block{b}"
+                out = a.integer(f"{block}.width" if self.width_per_block else f"stage{s}.width")
+                stride = stage.stride if b == 1 else 1
+                x, width = self._block(net, a, block, x, width, out, stride), out
+        x = self._mix(net, a, "head", x, a.integer("head.width"), "relu")
+        x = net.add("pool", "global_pool", x)
+        net.add("classifier", "linear", x, self.classes, weight_bits=a.integer("classifier.precision"))
+        return net.build()
+
+    def _block(self, net: NetworkBuilder, a: Architecture, block: str, x: str, width: int, out: int, stride: int) -> str:
+        source = x
+        expansion = a.integer(f"{block}.expansion")
+        if expansion > 1:
+            x = self._mix(net, a, f"{block}.expand", x, width * expansion, "relu")
+        x = net.add(
+            f"{block}.depthwise",
+            "conv2d",
+            x,
+            kernel=a.integer(f"{block}.kernel"),
+            stride=stride,
+            depthwise=True,
+            activation="relu",
+            weight_bits=a.integer(f"{block}.depthwise.precision"),
+        )
+        skip = source if stride == 1 and width == out else None
+        return self._mix(net, a, f"{block}.project", x, out, "none", skip)
+
+    def _mix(self, net: NetworkBuilder, a: Architecture, name: str, x: str, out: int, act: str, skip: str | None = None) -> str:
+        """A 1x1 convolution with its own precision and sparsity."""
+        bits, sparsity = a.integer(f"{name}.precision"), str(a[f"{name}.sparsity"])
+        return net.add(name, "conv2d", x, out, activation=act, weight_bits=bits, sparsity=sparsity, skip=skip)
+
+
+def _positive(what: str, value: object) -> int:
+    if type(value) is not int or value < 1:
+        raise UserError(f"{what} is {value!r}; allowed are positive integers")
+    return value
+
+
+def _sparsities(texts: object) -> tuple[str, ...]:
+    """Distinct sparsities by share, each in its first spelling."""
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
+        raise UserError(f"sparsities is {texts!r}; allowed is a list such as [dense,group@1/2,group@1/4]")
+    distinct = {parse(text): text for text in reversed(texts)}
+    return tuple(distinct[key] for key in sorted(distinct, key=lambda key: (key[1], key[0])))
+
+
+def _ascending(what: str, values: object) -> tuple[int, ...]:
+    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
+        raise UserError(f"{what} is {values!r}; allowed is a list of positive integers")
+    if any(type(value) is not int or value < 1 for value in values):
+        raise UserError(f"{what} are {list(values)}; allowed are positive integers")
+    return tuple(sorted(set(values)))

@@ -1,0 +1,89 @@
+"""Quantizers: integer grids for weights and activations, the same arithmetic for torch and for every runtime.
+
+Weights are symmetric per output channel; activations are unsigned per tensor with a zero point, which is 0 after a ReLU so
+that the runtime can absorb the ReLU into the quantization (otherwise the convolution stays in float).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from spaces.errors import UserError
+
+ACTIVATION_LEVELS = 255
+WEIGHT_LIMIT = 127
+SMALLEST_SCALE = 1e-12
+
+
+def activation_grid(low: float, high: float) -> tuple[np.float32, int]:
+    """Scale and zero point of the unsigned 8-bit grid that covers `[low, high]` and holds 0 exactly.
+
+    In single precision throughout, as torch computes it: a range that is symmetric puts its zero point between two levels,
+    and double precision would round it to the other one.
+
+    Raises:
+        UserError: the range is not finite.
+    """
+    if not math.isfinite(low) or not math.isfinite(high):
+        raise UserError(f"activations range from {low} to {high}: the training diverged; lower supernet.learning_rate")
+    lowest, highest = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
+    scale = max((highest - lowest) / np.float32(ACTIVATION_LEVELS), np.float32(SMALLEST_SCALE))
+    return scale, int(np.rint(-lowest / scale))
+
+
+def weight_scales(weight: torch.Tensor) -> torch.Tensor:
+    """Scale of each output channel, `(out,)`: its largest magnitude lies on the last level."""
+    return (weight.detach().abs().flatten(1).amax(dim=1) / WEIGHT_LIMIT).clamp_min(SMALLEST_SCALE)
+
+
+def quantize_weight(weight: torch.Tensor) -> torch.Tensor:
+    """Weight rounded to its integer grid, gradient straight through. Quantizing twice changes nothing.
+
+    Args:
+        weight: `(out, ...)`.
+    """
+    zeros = torch.zeros(weight.shape[0], dtype=torch.int32, device=weight.device)
+    return torch.fake_quantize_per_channel_affine(weight, weight_scales(weight), zeros, 0, -WEIGHT_LIMIT, WEIGHT_LIMIT)
+
+
+def weight_levels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Integer levels (int8, shape of `weight`) and scales `(out,)` of a weight `(out, ...)`, as `quantize_weight` rounds."""
+    scales = weight_scales(torch.from_numpy(weight)).numpy()
+    levels = np.rint(weight * (np.float32(1.0) / scales).reshape(-1, *[1] * (weight.ndim - 1)))
+    return np.clip(levels, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scales
+
+
+def quantize_activation(x: torch.Tensor, low: torch.Tensor | float, high: torch.Tensor | float) -> torch.Tensor:
+    """Activation rounded to the 8-bit grid of `[low, high]`; gradient straight through inside the range, 0 outside.
+
+    Computes what `torch.fake_quantize_per_tensor_affine` computes, to the bit, in a tenth of its time on CPUs.
+    """
+    scale, zero_point = activation_grid(float(low), float(high))
+    result: torch.Tensor = _RoundToGrid.apply(x, scale, zero_point, False)  # type: ignore[no-untyped-call]
+    return result
+
+
+def quantize_to_own_range(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Activation rounded to the 8-bit grid of its own range, and that range `(low, high)`; gradient straight through."""
+    low, high = x.detach().aminmax()
+    scale, zero_point = activation_grid(float(low), float(high))
+    return _RoundToGrid.apply(x, scale, zero_point, True), low, high  # type: ignore[no-untyped-call]
+
+
+class _RoundToGrid(torch.autograd.Function):
+    """Rounding with a straight-through gradient; `covered` says that nothing lies outside of the grid."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, scale: np.float32, zero_point: int, covered: bool) -> torch.Tensor:
+        levels = x.mul(float(np.float32(1.0) / scale)).round_()
+        if not covered and x.requires_grad:
+            ctx.save_for_backward((levels >= -zero_point) & (levels <= ACTIVATION_LEVELS - zero_point))
+        return levels.clamp_(-zero_point, ACTIVATION_LEVELS - zero_point).mul_(float(scale))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        return (gradient * ctx.saved_tensors[0] if ctx.saved_tensors else gradient), None, None, None

@@ -1,0 +1,56 @@
+"""The supernet: shared weights of every network of a space.
+
+It has no layers of its own making: the space's walk says which layers an architecture has and how they are joined, and each
+layer's name finds its elastic weights. So any space that walks is trainable, and what is trained is what is priced.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from spaces.choice import Architecture
+from spaces.elastic import OPERATORS, ElasticLayer
+from spaces.layers import Network
+from spaces.plain import PlainNetwork, module_key, run_network
+from spaces.space import Space
+
+REMEMBERED_NETWORKS = 64
+
+
+class Supernet(nn.Module):
+    """Shared weights, one elastic layer for each layer of the largest architecture.
+
+    Call `activate` to choose the architecture that `forward` computes; the largest is active at first. `forward` normalises
+    with batch statistics and quantizes with batch ranges, so use it to train; to evaluate, `extract` and recalibrate.
+    """
+
+    def __init__(self, space: Space) -> None:
+        super().__init__()
+        self.space = space
+        self._walk = lru_cache(REMEMBERED_NETWORKS)(space.network)
+        self._network = space.network(space.largest())
+        self.layers = nn.ModuleDict({module_key(n.name): OPERATORS[n.spec.operator](n.spec) for n in self._network.nodes})
+
+    def activate(self, architecture: Architecture) -> Network:
+        """Make `forward` compute this architecture; returns its network."""
+        self._network = self._walk(architecture)
+        return self._network
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(n, channels, any height, any width)` to logits `(n, classes)` by the active architecture."""
+        return run_network(self._network, images, lambda node, x, skip: self.layer(node.name)(node.spec, x, skip))
+
+    def layer(self, name: str) -> ElasticLayer:
+        """The elastic layer of a node."""
+        layer = self.layers[module_key(name)]
+        if not isinstance(layer, ElasticLayer):
+            raise TypeError(f"{name} is not an elastic layer")
+        return layer
+
+    def extract(self, architecture: Architecture) -> PlainNetwork:
+        """A plain network with copies of the weights that this architecture uses; in training mode equal to `forward`."""
+        network = self._walk(architecture)
+        return PlainNetwork(network, {node.name: self.layer(node.name).extract(node.spec) for node in network.nodes})

@@ -1,0 +1,157 @@
+"""The command line: one line and status 2 for what a user can mend, and no file beside the work."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from latency_lut.__main__ import main
+from latency_lut.command import mistake, run_hydra
+from latency_lut.table import LatencyTable
+from spaces.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = [
+    "space.stem=[8]",
+    "space.stages=[{widths:[8],depths:[1],stride:2}]",
+    "space.expansions=[2]",
+    "space.kernels=[3]",
+    "space.head=[16]",
+    "data.resolutions=[8]",
+    "max_pairs=60",
+    "rounds=3",
+    "visit_s=0.00005",
+    "networks=8",
+]
+
+
+@pytest.fixture
+def command(tmp_path, monkeypatch, capsys):
+    """Run the command line in an empty folder; status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+
+    def run(*arguments, function=main):
+        monkeypatch.setattr(sys, "argv", ["latency_lut", *arguments])
+        status = 0
+        try:
+            run_hydra(function, "latency_lut")
+        except SystemExit as stop:
+            status = stop.code or 0
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["max_pair=3"], "max_pair"),
+        (["gadget=x86"], "gadget"),
+        (["device=toaster"], "Available options in 'device': x86"),
+        (["device=[]"], "no device"),
+        (["data=nowhere"], "data/nowhere"),
+        (["max_pairs=[1"], "[1"),
+        (["max_pairs=many"], "max_pairs is 'many'"),
+        (["--nonsense"], "--nonsense"),
+        (["devices.x86.threads=0"], "threads is 0"),
+        (["devices.x86.runtime=tvm"], "allowed are onnxruntime"),
+        (["space.stem=[0]"], "stem are [0]"),
+        (["+space.colour=3"], "colour"),
+        (["space._target_=spaces.nowhere.Space"], "spaces.nowhere.Space"),
+        (["data=custom"], "Missing mandatory value"),
+        (["-m", "device=toaster"], "Available options in 'device': x86"),
+        (["-m", "space.max_width=2,3"], "max_width=2"),
+    ],
+)
+def test_mistakes_take_one_line_each_and_status_2(command, tmp_path, arguments, said):
+    status, _, err = command(*arguments)
+    assert status == 2
+    lines = err.splitlines()
+    assert len(lines) == (2 if "space.max_width=2,3" in arguments else 1)
+    assert lines[0].startswith("error: ")
+    assert said in lines[0]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_bug_keeps_its_traceback(command):
+    def broken(config):
+        raise ZeroDivisionError("a bug")
+
+    with pytest.raises(ZeroDivisionError):
+        command(function=broken)
+
+
+def test_bugs_inside_a_constructor_are_no_mistakes(command):
+    from hydra.utils import instantiate
+
+    def broken(config):
+        instantiate({"_target_": "fractions.Fraction", "_args_": [1, 0]})
+
+    with pytest.raises(Exception, match="ZeroDivisionError"):
+        command(function=broken)
+
+
+def test_a_mistake_under_other_errors_is_found():
+    outer = RuntimeError("wrapped")
+    outer.__cause__ = UserError("the width is 3")
+    assert mistake(outer) == "the width is 3"
+    assert mistake(RuntimeError("no cause")) is None
+
+
+def test_device_options_can_be_overridden(command):
+    seen = []
+    status, _, _ = command("device=x86", "devices.x86.threads=2", function=lambda c: seen.append(dict(c.devices.x86)))
+    assert status == 0
+    assert seen[0]["threads"] == 2
+    assert seen[0]["name"] == "x86"
+
+
+def test_a_sweep_runs_every_combination_and_leaves_nothing(command, tmp_path):
+    seen = []
+    status, _, _ = command("-m", "seed=0,1,2", function=lambda config: seen.append(config.seed))
+    assert (status, seen) == (0, [0, 1, 2])
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_explains(command):
+    status, out, _ = command("--help")
+    assert status == 0
+    for text in ("python -m latency_lut device=x86", "device: x86", "max_pairs"):
+        assert text in out
+
+
+def test_profiling_prints_a_summary_and_writes_only_the_table(command, tmp_path):
+    status, out, err = command("device=x86", *SMALL)
+    assert (status, err) == (0, "")
+    for text in ("pairs/min", "held-out networks", "Spearman", "tables/x86.parquet"):
+        assert text in out
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()] == ["tables/x86.parquet"]
+    networks = LatencyTable.load(tmp_path / "tables" / "x86.parquet").networks
+    assert sum(network.source == "random" for network in networks) == 8
+
+    path = tmp_path / "tables" / "x86.parquet"
+    content = path.read_bytes()
+    status, _, err = command(*SMALL, "devices.x86.batch=2")
+    assert status == 2
+    assert "batch 1 -> 2" in err
+    assert path.read_bytes() == content
+    path.write_bytes(content[:1000])
+    status, _, err = command(*SMALL)
+    assert status == 2
+    assert "is damaged" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_as_a_program(tmp_path):
+    (tmp_path / "tables").write_text("a file where the folder should be")
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "latency_lut", "max_pairs=12", "networks=0", *SMALL[:6], *SMALL[7:9]]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["tables"]

@@ -1,0 +1,341 @@
+"""Every lowering of every kind of layer, run in onnxruntime and held against a plain reference.
+
+The reference computes in double precision and simulates the integer grids. A new lowering is under test as soon as it is
+registered, if it applies to one of `SPECS`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch.nn import functional
+
+from latency_lut.lowering import LOWERINGS, LayerWeights, applicable
+from latency_lut.network import build_layer, random_weights
+from spaces.errors import UserError
+from spaces.layers import LayerSpec
+from spaces.quantizers import activation_grid
+
+BORDER_SCALE = 0.02  # of quantized inputs of `build_layer`, whose zero point is 0
+# Levels above 128 saturate in the integer kernels of processors without VNNI; that is theirs, not ours.
+BORDER_LEVELS = 128
+
+
+@pytest.fixture(autouse=True)
+def one_torch_thread() -> Iterator[None]:
+    """Tiny tensors: more threads only wait for each other, and for seconds where the machine is busy."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def specs() -> list[LayerSpec]:
+    conv = LayerSpec("conv2d", 9, 6, 7, 6)
+    everywhere = [
+        replace(conv, weight_bits=w, input_bits=i, output_bits=o, skip_bits=s, activation=a, sparsity=p, kernel=k)
+        for w, i, o, s, a, (p, k) in itertools.product(
+            (8, 32), (8, 32), (8, 32), (0, 8, 32), ("relu", "none"), (("dense", 3), ("group@1/3", 1))
+        )
+    ]
+    geometry = [
+        replace(shape, kernel=k, stride=s, weight_bits=b, input_bits=b, output_bits=b)
+        for shape, k, s, b in itertools.product(
+            (
+                LayerSpec("conv2d", 5, 7, 8, 5),
+                LayerSpec("conv2d", 1, 4, 5, 9),
+                LayerSpec("conv2d", 16, 32, 4, 4, activation="relu"),
+                LayerSpec("conv2d", 7, 7, 6, 7, groups=7, activation="relu"),
+                LayerSpec("conv2d", 16, 16, 5, 5, groups=16),
+                LayerSpec("conv2d", 13, 10, 5, 6, sparsity="group@1/2", activation="relu"),
+                LayerSpec("conv2d", 16, 8, 5, 6, sparsity="group@1/4"),
+                LayerSpec("conv2d", 1, 2, 5, 6, sparsity="group@1/4"),
+            ),
+            (1, 3, 5, 7),
+            (1, 2),
+            (8, 32),
+        )
+    ]
+    linear = [
+        LayerSpec("linear", 10, 7, activation=a, weight_bits=w, input_bits=i, output_bits=o)
+        for a, w, i, o in itertools.product(("relu", "none"), (8, 32), (8, 32), (8, 32))
+    ]
+    linear.append(LayerSpec("linear", 12, 6, sparsity="group@1/2"))
+    pools = [LayerSpec("global_pool", 6, 6, 5, 7, input_bits=i, output_bits=o) for i, o in itertools.product((8, 32), (8, 32))]
+    return list(dict.fromkeys([*everywhere, *geometry, *linear, *pools]))
+
+
+SPECS = specs()
+CASES = [(name, spec) for spec in SPECS for name in LOWERINGS if LOWERINGS[name].applies(spec)]
+
+# -- the reference ------------------------------------------------------------------------------------------------------------
+
+
+def on_grid(x: np.ndarray, scale: float, zero_point: int) -> np.ndarray:
+    return np.asarray((np.clip(np.rint(x / scale) + zero_point, 0, 255) - zero_point) * scale)
+
+
+def in_range(x: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
+    assert limits is not None
+    scale, zero_point = activation_grid(*limits)
+    return on_grid(x, float(scale), zero_point)
+
+
+def arithmetic(spec: LayerSpec, weights: LayerWeights, x: np.ndarray) -> np.ndarray:
+    """The layer without skip, activation and output grid; `(batch, channels, height, width)` in double precision."""
+    if spec.operator == "global_pool":
+        return np.asarray(x.mean(axis=(2, 3), keepdims=True))
+    assert weights.weight is not None
+    assert weights.bias is not None
+    weight, bias = weights.weight.astype(np.float64), weights.bias.astype(np.float64)
+    if spec.weight_bits == 8:
+        input_scale = BORDER_SCALE
+        if spec.input_bits == 32:
+            assert weights.input_range is not None
+            x, input_scale = in_range(x, weights.input_range), float(activation_grid(*weights.input_range)[0])
+        scales = np.abs(weight).reshape(len(weight), -1).max(axis=1) / 127
+        weight = np.rint(weight / (shaped := scales.reshape(-1, *[1] * (weight.ndim - 1)))) * shaped
+        bias = np.rint(bias / (scales * input_scale)) * scales * input_scale
+    weight = weight.reshape(*weight.shape[:2], spec.kernel, spec.kernel)
+    x, weight, bias = (np.ascontiguousarray(array, np.float64) for array in (x, weight, bias))
+    tensors = (torch.from_numpy(x), torch.from_numpy(weight), torch.from_numpy(bias))
+    y = functional.conv2d(*tensors, stride=spec.stride, padding=spec.kernel // 2, groups=spec.groups)
+    return np.asarray(y.numpy())
+
+
+def complete(spec: LayerSpec, weights: LayerWeights, y: np.ndarray, skip: np.ndarray | None) -> np.ndarray:
+    """Skip and activation."""
+    if skip is not None:
+        y = (in_range(y, weights.sum_range) if spec.weight_bits == 8 else y) + skip
+    return np.maximum(y, 0) if spec.activation == "relu" else y
+
+
+@dataclass(frozen=True)
+class Example:
+    """A layer filled and calibrated, with inputs as values and the expected output, before its grid."""
+
+    spec: LayerSpec
+    weights: LayerWeights
+    x: np.ndarray
+    skip: np.ndarray | None
+    expected: np.ndarray
+
+
+def border(rng: np.random.Generator, shape: tuple[int, ...], bits: int) -> np.ndarray:
+    if bits == 8:
+        return rng.integers(0, BORDER_LEVELS + 1, shape) * BORDER_SCALE
+    return rng.uniform(-1, 1, shape).astype(np.float32).astype(np.float64)
+
+
+def example(spec: LayerSpec, batch: int = 1, seed: int = 0) -> Example:
+    rng = np.random.default_rng(seed)
+    x = border(rng, (batch, spec.in_channels, spec.height, spec.width), spec.input_bits)
+    skip = border(rng, (batch, spec.out_channels, spec.out_height, spec.out_width), spec.skip_bits) if spec.skip_bits else None
+    weights = replace(random_weights(spec, rng), input_range=(-2.0, 6.0))
+    y = arithmetic(spec, weights, x)
+    low, high = min(float(y.min()), 0.0), max(float(y.max()), 0.1)
+    weights = replace(weights, sum_range=(low, high))
+    expected = complete(spec, weights, y, skip)
+    # With a skip the output's step is larger than the sum's, so that a rounding of the sum moves the output by one step.
+    top = max(float(expected.max()), 1.2 * (high - low) if spec.skip_bits else 0.1)
+    output_range = (0.0 if spec.activation == "relu" else min(float(expected.min()), 0.0), top)
+    return Example(spec, replace(weights, output_range=output_range), x, skip, expected)
+
+
+# -- the runtime --------------------------------------------------------------------------------------------------------------
+
+
+def run(model: bytes, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return np.asarray(session.run(None, inputs)[0])
+
+
+def as_input(value: np.ndarray, bits: int) -> np.ndarray:
+    """Quantized tensors cross the border of `build_layer` as bytes in the order rows, columns, channels."""
+    if bits == 32:
+        return value.astype(np.float32)
+    return np.ascontiguousarray(np.rint(value / BORDER_SCALE).astype(np.uint8).transpose(0, 2, 3, 1))
+
+
+def layer_output(lowering: str, case: Example) -> np.ndarray:
+    """Output of the layer alone: float values, or levels as integers, in the order channels, rows, columns."""
+    inputs = {"input": as_input(case.x, case.spec.input_bits)}
+    if case.skip is not None:
+        inputs["skip"] = as_input(case.skip, case.spec.skip_bits)
+    output = run(build_layer(case.spec, lowering, case.weights, len(case.x)), inputs)
+    if case.spec.output_bits == 8:
+        assert output.dtype == np.uint8
+        output = output.astype(np.int64)
+        output = output.transpose(0, 3, 1, 2) if output.ndim == 4 else output
+    return output.reshape(case.expected.shape)
+
+
+def check(case: Example, output: np.ndarray) -> None:
+    """Float: 1e-4 of the largest value. Integer: one step in a small share of the elements."""
+    few = max(1, round(0.03 * output.size))
+    if case.spec.output_bits == 8:
+        assert case.weights.output_range is not None
+        scale, zero_point = activation_grid(*case.weights.output_range)
+        expected = np.clip(np.rint(case.expected / scale) + zero_point, 0, 255)
+        assert len(np.unique(expected)) > 2, "the example shows nothing"
+        difference = np.abs(output - expected)
+        assert difference.max() <= 1
+        assert (difference > 0).sum() <= few
+        return
+    difference = np.abs(output - case.expected) / np.abs(case.expected).max()
+    if case.spec.weight_bits == 8 and case.skip is not None:
+        assert case.weights.sum_range is not None
+        step = activation_grid(*case.weights.sum_range)[0] / np.abs(case.expected).max()
+        assert difference.max() <= 1.01 * step
+        assert (difference > 1e-4).sum() <= few
+        return
+    assert difference.max() <= 1e-4
+
+
+# -- tests --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("lowering", "spec"), CASES, ids=[f"{name} {spec}" for name, spec in CASES])
+def test_a_layer_alone_computes_what_the_reference_computes(lowering: str, spec: LayerSpec) -> None:
+    case = example(spec)
+    check(case, layer_output(lowering, case))
+
+
+def test_every_lowering_and_every_spec_is_covered() -> None:
+    assert {name for name, _ in CASES} == set(LOWERINGS)
+    assert all(applicable(spec) for spec in SPECS)
+
+
+def test_applicable_lists_what_applies() -> None:
+    conv = LayerSpec("conv2d", 8, 8, 4, 4, 3)
+    assert set(applicable(conv)) == {"fp32"}
+    assert set(applicable(replace(conv, weight_bits=8))) == {"qdq_u8"}
+    assert set(applicable(replace(conv, sparsity="group@1/2"))) == {"fp32", "gather_groups"}
+    assert set(applicable(replace(conv, sparsity="group@1/2", weight_bits=8))) == {"qdq_u8", "gather_groups_qdq"}
+    assert set(applicable(LayerSpec("global_pool", 8, 8, 4, 4))) == {"fp32"}
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize("skip_bits", [0, 8])
+def test_all_lowerings_of_a_layer_agree(bits: int, skip_bits: int) -> None:
+    spec = LayerSpec("conv2d", 16, 12, 9, 9, 3, 1, 1, "relu", bits, bits, bits, skip_bits, "group@1/4")
+    case = example(spec)
+    outputs = [layer_output(name, case) for name in applicable(spec)]
+    assert len(outputs) >= 2
+    for output in outputs[1:]:
+        difference = np.abs(output - outputs[0])
+        assert difference.max() <= (1 if bits == 8 else 1e-4 * np.abs(outputs[0]).max())
+        assert (difference > 1e-4).mean() < 0.01
+
+
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[-1], LayerSpec("linear", 10, 7, weight_bits=8)], ids=str)
+def test_batches(spec: LayerSpec) -> None:
+    case = example(spec, batch=3)
+    check(case, layer_output(applicable(spec)[0], case))
+
+
+@pytest.mark.parametrize("groups", [2, 8])
+def test_sparsity_in_a_grouped_convolution(groups: int) -> None:
+    """A gather over all channels does not fit a convolution that is grouped already."""
+    spec = LayerSpec("conv2d", 8, 8, 5, 5, 3, groups=groups, sparsity="group@1/2")
+    case = example(spec)
+    for name in applicable(spec):
+        check(case, layer_output(name, case))
+
+
+@pytest.mark.parametrize("magnitude", [0.0, 1e-9, 1e-7, 1e-6, 1e-4])
+@pytest.mark.parametrize("operator", ["conv2d", "linear"])
+def test_a_dead_channel_keeps_its_bias(magnitude: float, operator: str) -> None:
+    """Batch norm folded into a channel whose scale has gone to zero leaves tiny weights and a bias that counts."""
+    output_bits = 8 if operator == "conv2d" else 32
+    spec = LayerSpec(operator, 8, 4, weight_bits=8, input_bits=8, output_bits=output_bits)
+    case = example(spec)
+    weight, bias = np.array(case.weights.weight), np.array([1.5, -0.5, 0.0, 1.0], np.float32)
+    weight[0] = magnitude
+    weight[1] *= magnitude
+    weights = replace(case.weights, weight=weight, bias=bias, output_range=(-4.0, 4.0))
+    inputs = {"input": as_input(case.x, 8)}
+    output = run(build_layer(spec, "qdq_u8", weights), inputs).reshape(-1).astype(np.float64)
+    if output_bits == 8:
+        scale, zero_point = activation_grid(-4.0, 4.0)
+        output = (output - zero_point) * scale
+    assert output[:2] == pytest.approx([1.5, -0.5], abs=0.05)
+
+
+@pytest.mark.parametrize("bits", [8, 32])
+def test_a_linear_layer_with_a_skip_is_refused(bits: int) -> None:
+    with pytest.raises(ValueError, match="adds no skip"):
+        LayerSpec("linear", 6, 6, weight_bits=bits, input_bits=bits, skip_bits=bits)
+
+
+def test_an_unknown_activation_is_not_left_out_silently() -> None:
+    with pytest.raises(ValueError, match="hardswish"):
+        build_layer(LayerSpec("conv2d", 4, 4, 4, 4, activation="hardswish"), "fp32", example(SPECS[0]).weights)
+
+
+# -- errors -------------------------------------------------------------------------------------------------------------------
+
+CONV = LayerSpec("conv2d", 8, 8, 4, 4)
+INTEGER = replace(CONV, weight_bits=8, output_bits=8)
+
+
+@pytest.mark.parametrize(
+    ("name", "spec", "allowed"),
+    [
+        ("qdq_u8", CONV, "fp32"),
+        ("fp32", INTEGER, "qdq_u8"),
+        ("gather_groups", CONV, "fp32"),
+        ("gather_groups", replace(INTEGER, sparsity="group@1/2"), "qdq_u8, gather_groups_qdq"),
+        ("gather_groups_qdq", replace(CONV, sparsity="group@1/2"), "fp32, gather_groups"),
+        ("gather_groups", LayerSpec("linear", 8, 8, sparsity="group@1/2"), "fp32"),
+        ("fp64", CONV, "fp32"),
+    ],
+)
+def test_a_lowering_that_does_not_apply_is_refused(name: str, spec: LayerSpec, allowed: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}.*8->8.*allowed are {allowed}$"):
+        build_layer(spec, name, example(spec).weights)
+
+
+@pytest.mark.parametrize(
+    ("spec", "missing"),
+    [
+        (INTEGER, "input_range"),
+        (INTEGER, "output_range"),
+        (replace(INTEGER, skip_bits=8), "sum_range"),
+        (replace(CONV, output_bits=8), "output_range"),
+        (LayerSpec("global_pool", 8, 8, 4, 4, input_bits=8, output_bits=8), "output_range"),
+        (INTEGER, "weight"),
+        (INTEGER, "bias"),
+        (CONV, "weight"),
+        (CONV, "bias"),
+        (replace(CONV, sparsity="group@1/2"), "weight"),
+    ],
+)
+def test_what_is_missing_is_named(spec: LayerSpec, missing: str) -> None:
+    weights = replace(example(spec).weights, **{missing: None})
+    for name in applicable(spec):
+        with pytest.raises(ValueError, match=missing) as caught:
+            build_layer(spec, name, weights)
+        assert len(str(caught.value).splitlines()) == 1
+        assert "range" not in missing or "calibrate" in str(caught.value)
+
+
+def test_ranges_that_are_not_needed_may_be_missing() -> None:
+    plain = replace(example(CONV).weights, input_range=None, output_range=None, sum_range=None)
+    build_layer(CONV, "fp32", plain)
+    build_layer(replace(INTEGER, input_bits=8), "qdq_u8", replace(plain, output_range=(-1.0, 1.0)))
+
+
+def test_group_sparsity_refuses_channels_that_do_not_divide() -> None:
+    spec = LayerSpec("conv2d", 8, 7, 4, 4, sparsity="group@1/2")
+    weights = LayerWeights(np.ones(spec.weight_shape, np.float32), np.ones(7, np.float32))
+    with pytest.raises(UserError, match="divisible by 2, got 7"):
+        build_layer(spec, "gather_groups", weights)

@@ -1,0 +1,373 @@
+"""`python -m search`: one line and status 2 for what a user can mend, nothing lost, nothing said on stderr otherwise.
+
+Most calls run in forks of a process that has imported everything (see `fork_server.py`); they are processes of their own.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[2]
+Call = Callable[..., Any]
+Job = tuple[str, ...]
+Damage = Callable[[Path], object]
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def one_line(ended: Any, *words: str) -> None:
+    assert ended.status == 2, ended.err
+    lines = ended.err.splitlines()
+    assert len(lines) == 1, ended.err
+    assert lines[0].startswith("error: ")
+    for word in words:
+        assert word in lines[0]
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run, called `run` in an empty folder."""
+    shutil.copytree(finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+# -- mistakes in what is asked for --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argument", "words"),
+    [
+        ("supernet.epoch=3", ["epoch"]),
+        ("gadget=x86", ["gadget"]),
+        ("study=annealing", ["annealing", "nsga2", "random", "tpe"]),
+        ("device=toaster", ["'device'", "x86"]),
+        ("device=[]", ["no device"]),
+        ("--nonsense", ["--nonsense"]),
+        ("stages=[party]", ["'party'", "space, tables, supernet, predictors, study, export, report"]),
+        ("stages=[]", ["stages is empty"]),
+        ("objectives=[speed]", ["'speed'", "latency@x86"]),
+        ("objectives=[accuracy,latency@phone]", ["'phone'", "latency@x86"]),
+        ("objectives=[5]", ["5"]),
+        ('constraints=["latency@x86<=2kg"]', ["'kg'", "us, ms, s"]),
+        ("supernet.epochs=0", ["supernet.epochs is 0"]),
+        ("study.candidates=many", ["'many'"]),
+        ("data=custom", ["data.module._target_"]),
+        ("data=nowhere", ["data/nowhere"]),
+        ("space.stem=[0]", ["stem"]),
+        ("+space.colour=3", ["colour"]),
+        ("+profile.colour=3", ["colour"]),
+        ("+supernet.colour=3", ["colour"]),
+        ("+predictor.colour=3", ["colour"]),
+        ("+study.sampler.colour=3", ["colour"]),
+        ("study.sampler._target_=optuna.samplers.GridSampler", ["sampler"]),
+        ("study.sampler._target_=optuna.samplers.NoSampler", ["NoSampler"]),
+        ("threads=-1", ["threads"]),
+        ("devices.x86.threads=0", ["threads is 0"]),
+        ("devices.x86.name=other", ["other"]),
+    ],
+)
+def test_mistakes_take_one_line_before_anything_is_done(call: Call, tmp_path: Path, argument: str, words: list[str]) -> None:
+    one_line(call(tmp_path, argument, "run=run", *([] if "stages=" in argument else ["stages=[space]"])), *words)
+
+
+@pytest.mark.parametrize(
+    ("argument", "word"), [("supernet.learning_rate=-1", "learning_rate"), ("seed=-1", "seed"), ("seed=one", "seed")]
+)
+def test_mistakes_that_a_stage_meets_take_one_line(call: Call, tmp_path: Path, tiny_job: Job, argument: str, word: str) -> None:
+    one_line(call(tmp_path, *tiny_job, "run=run", argument, "stages=[space,tables,supernet]"), word)
+
+
+@pytest.mark.parametrize("argument", ["objectives=[speed]", "constraints=[fast]", "space.stem=[0]", "study.rounds=0"])
+def test_mistakes_leave_nothing_behind(call: Call, tmp_path: Path, argument: str) -> None:
+    assert call(tmp_path, argument, "run=run", "stages=[space]").status == 2
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_documented_way_to_another_sampler_works(call: Call, copy: Path, tmp_path: Path) -> None:
+    """`study.sampler._target_=...` is what the comment in conf/study/nsga2.yaml recommends."""
+    ended = call(tmp_path, "run=run", "study.sampler._target_=optuna.samplers.TPESampler", "stages=[study]")
+    assert ended.status == 0, ended.err
+    assert json.loads((copy / "stages.json").read_text())["study"]["facts"]["sampler"] == "TPESampler"
+
+
+@pytest.mark.parametrize("run", ["file", "file/run", "/proc/nowhere", "file/a/b"])
+def test_a_run_folder_that_cannot_be_written(call: Call, tmp_path: Path, run: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    one_line(call(tmp_path, f"run={run}", "stages=[space]"), "run folder", "run=FOLDER")
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_a_run_may_be_called_by_a_number(call: Call, tmp_path: Path) -> None:
+    ended = call(tmp_path, "run=7", "stages=[space]")
+    assert ended.status == 0, ended.err
+    assert (tmp_path / "7" / "space.json").exists()
+
+
+def test_a_stage_without_the_ones_before_it(call: Call, tmp_path: Path) -> None:
+    for stage, before in (("export", "study"), ("study", "predictors"), ("report", "export"), ("predictors", "tables")):
+        one_line(
+            call(tmp_path, "run=run", f"stages=[{stage}]"), f"stage {before} has not finished", "run: python -m search run="
+        )
+
+
+def test_tables_of_another_space_or_device_are_refused_and_stay(
+    call: Call, tmp_path: Path, tiny_tables: Path, tiny_job: Job
+) -> None:
+    before = contents(tiny_tables)
+    one_line(call(tmp_path, *tiny_job, "run=a", "stages=[tables]", "space.head=[24]"), "the table is of space")
+    one_line(call(tmp_path, *tiny_job, "run=b", "stages=[tables]", "devices.x86.batch=2"), "batch 1 -> 2")
+    one_line(call(tmp_path, *tiny_job, "run=c", "stages=[tables]", "profile.tables=nowhere"), "no table nowhere/x86.parquet")
+    assert contents(tiny_tables) == before
+
+
+# -- data ---------------------------------------------------------------------------------------------------------------------
+
+
+def test_data_that_is_missing_or_wrong(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    buffer = io.BytesIO()
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(buffer, "PNG")
+    pq.write_table(pa.table({"image": [buffer.getvalue()] * 40, "label": [i % 4 for i in range(40)]}), tmp_path / "x.parquet")
+    job = [a for a in tiny_job if not a.startswith("profile.tables")]
+    common = [*job, "run=run", "stages=[supernet]", "data=parquet", "data.size=8"]
+    one_line(call(tmp_path, *common, "data.path=nowhere.parquet"), "nowhere.parquet")
+    one_line(call(tmp_path, *common, "data.path=x.parquet", "data.classes=3"), "label 3 in row 3", "data.classes")
+    wrong = [*common, "data.path=x.parquet", "data.classes=4", "data.channels=1", "data.module.channels=3"]
+    one_line(call(tmp_path, *wrong), "channels")
+
+
+def test_a_loss_that_is_not_finite(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    ended = call(tmp_path, *tiny_job, "run=run", "stages=[supernet]", "supernet.learning_rate=1e18")
+    one_line(ended, "lower the learning rate: supernet.learning_rate=")
+
+
+# -- a run that was damaged ---------------------------------------------------------------------------------------------------
+
+
+def cut(name: str, keep: int = 200) -> Damage:
+    def truncate(run: Path) -> None:
+        (run / name).write_bytes((run / name).read_bytes()[:keep])
+
+    return truncate
+
+
+def text(name: str, content: str) -> Damage:
+    return lambda run: (run / name).write_text(content)
+
+
+def redo(stage: str) -> Damage:
+    def forget(run: Path) -> None:
+        record = json.loads((run / "stages.json").read_text())
+        record[stage]["done"] = False
+        (run / "stages.json").write_text(json.dumps(record))
+
+    return forget
+
+
+@pytest.mark.parametrize(
+    ("damage", "arguments", "words"),
+    [
+        (cut("tables/x86.parquet"), ["study.candidates=60"], ["x86.parquet is damaged"]),
+        (cut("evaluations.parquet"), ["study.candidates=60"], ["evaluations.parquet is damaged"]),
+        (cut("supernet/supernet.safetensors"), ["study.candidates=60"], ["supernet.safetensors is damaged"]),
+        (cut("front.csv"), ["export.winners=1"], ["front.csv is damaged"]),
+        (cut("points.json", 20), ["export.winners=1"], ["points.json"]),
+        (cut("stages.json"), [], ["stages.json is damaged"]),
+        (cut("overrides.json", 20), [], ["overrides.json is damaged"]),
+        (text("overrides.json", '{"a": 1}'), [], ["overrides.json is damaged"]),
+        (text("overrides.json", '["what=is=this["]'), [], []),
+        (cut("summary.json", 50), [], ["summary.json"]),
+        (lambda run: (redo("supernet")(run), cut("supernet/last.ckpt")(run)), [], ["last.ckpt"]),
+    ],
+    ids=[
+        *("table", "evaluations", "weights", "front", "points", "record", "overrides", "overrides-kind", "overrides-grammar"),
+        *("summary", "checkpoint"),
+    ],
+)
+def test_a_damaged_file_of_a_run(
+    call: Call, copy: Path, tmp_path: Path, damage: Damage, arguments: list[str], words: list[str]
+) -> None:
+    damage(copy)
+    evaluations, front = (copy / "evaluations.parquet").read_bytes(), (copy / "front.csv").read_bytes()
+    one_line(call(tmp_path, "run=run", *arguments), *words)
+    assert (copy / "evaluations.parquet").read_bytes() == evaluations
+    if "study" not in " ".join(arguments):
+        assert (copy / "front.csv").read_bytes() == front
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("evaluations.parquet", ["study.candidates=60", "stages=[predictors,study]"]),
+        ("tables/x86.parquet", ["study.candidates=60", "stages=[tables,predictors,study]"]),
+        ("supernet/supernet.safetensors", ["study.candidates=60", "stages=[supernet,predictors,study]"]),
+        ("front.csv", ["stages=[study,export]"]),
+        ("summary.json", ["stages=[report]"]),
+        ("report.html", ["stages=[report]"]),
+        ("winners/x86/1/model.onnx", ["stages=[export]"]),
+    ],
+)
+def test_what_is_missing_is_made_again(call: Call, copy: Path, tmp_path: Path, name: str, arguments: list[str]) -> None:
+    """Whoever deletes a damaged file, as its message advises, gets a whole one by running again."""
+    (copy / name).unlink()
+    ended = call(tmp_path, "run=run", *arguments)
+    assert ended.status == 0, ended.err
+    assert (copy / name).exists()
+
+
+def test_after_the_record_is_deleted_old_weights_are_not_taken_for_new_settings(
+    call: Call, copy: Path, tmp_path: Path, finished: Path
+) -> None:
+    (copy / "stages.json").unlink()
+    ended = call(tmp_path, "run=run", "seed=1", "stages=[supernet]")
+    assert ended.status == 0, ended.err
+    weights = "supernet/supernet.safetensors"
+    assert (copy / weights).read_bytes() != (finished / weights).read_bytes()
+
+
+def test_a_full_disk_is_one_line(call: Call, copy: Path, tmp_path: Path) -> None:
+    redo("report")(copy)
+    one_line(call(tmp_path, "run=run", file_bytes=1_000_000), "report.html")
+
+
+# -- what works ---------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_says_nothing_on_stderr(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    ended = call(tmp_path, *tiny_job, "run=run")
+    assert (ended.status, ended.err) == (0, "")
+    for words in ("Front of run", "winners", "report: run/report.html"):
+        assert words in ended.out
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
+    left = {p.name for p in (tmp_path / "run").iterdir()}
+    assert left == {
+        *("config.yaml", "overrides.json", "stages.json", "space.json", "tables", "supernet", "predictors"),
+        *(
+            "evaluations.parquet",
+            "study.log",
+            "front.csv",
+            "points.json",
+            "winners",
+            "baselines",
+            "summary.json",
+            "report.html",
+        ),
+    }
+    assert not [p for p in (tmp_path / "run").rglob("*") if p.name.endswith((".tmp", ".partial", ".lock"))]
+
+
+def test_done_again_nothing_is_done_and_its_settings_are_remembered(call: Call, copy: Path, tmp_path: Path) -> None:
+    before = contents(copy)
+    ended = call(tmp_path, "run=run")
+    assert (ended.status, ended.err) == (0, "")
+    assert ended.out.count("done before") >= 6
+    changed = {name for name, content in contents(copy).items() if before.get(name) != content}
+    assert changed <= {"stages.json", "space.json"}
+    assert contents(copy).keys() == before.keys()
+
+
+def test_part_of_the_job_on_an_existing_run(call: Call, copy: Path, tmp_path: Path) -> None:
+    ended = call(tmp_path, "run=run", "stages=[export]", "export.winners=1")
+    assert ended.status == 0, ended.err
+    assert [p.name for p in (copy / "winners" / "x86").iterdir()] == ["1"]
+    record = json.loads((copy / "stages.json").read_text())
+    assert len(record["export"]["facts"]["devices"]["x86"]["winners"]) == 1
+    assert not [text for text in json.loads((copy / "overrides.json").read_text()) if text.startswith(("stages", "run"))]
+
+
+@pytest.mark.parametrize("arguments", [["export.winners=8"], ["export.winners=8", 'constraints=["size<=200kB"]']])
+def test_winners_are_each_another_network(call: Call, copy: Path, tmp_path: Path, arguments: list[str]) -> None:
+    ended = call(tmp_path, "run=run", "stages=[study,export]", *arguments)
+    assert ended.status == 0, ended.err
+    cards = [json.loads(path.read_text()) for path in (copy / "winners").rglob("card.json")]
+    assert len(cards) == 8
+    assert len({json.dumps(card["architecture"], sort_keys=True) for card in cards}) == 8
+
+
+def test_nothing_feasible_is_told(call: Call, copy: Path, tmp_path: Path) -> None:
+    ended = call(tmp_path, "run=run", 'constraints=["latency@x86<=1us"]')
+    assert ended.status == 0, ended.err
+    assert "nothing is feasible: latency@x86<=1us binds" in ended.out.replace("\n", " ")
+    assert not (copy / "winners").exists()
+    assert json.loads((copy / "summary.json").read_text())["winners"] == []
+
+
+@pytest.mark.parametrize("initial", [1, 2, 3])
+def test_a_handful_of_evaluations_is_enough_or_one_line(call: Call, copy: Path, tmp_path: Path, initial: int) -> None:
+    ended = call(tmp_path, "run=run", f"evaluation.initial={initial}", "export.winners=1")
+    if ended.status == 0:
+        json.loads((copy / "summary.json").read_text(), parse_constant=lambda text: pytest.fail(f"{text} in summary.json"))
+    else:
+        one_line(ended, "evaluation.initial")
+
+
+def test_more_of_the_tables_does_not_cost_the_evaluations(call: Call, copy: Path, tmp_path: Path) -> None:
+    """Evaluations depend on supernet and data, not on tables; they are what takes long."""
+    before = pq.read_table(copy / "evaluations.parquet").to_pylist()
+    ended = call(tmp_path, "run=run", "profile.held_out=3", "stages=[tables,predictors]")
+    assert ended.status == 0, ended.err
+    assert pq.read_table(copy / "evaluations.parquet").to_pylist()[: len(before)] == before
+
+
+def test_the_space_is_printed_every_time(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    for _ in range(2):
+        ended = call(tmp_path, *tiny_job, "stages=[space]")
+        assert (ended.status, ended.err) == (0, "")
+        for words in ("stage1.block1.expand.sparsity", "group@1/4, group@1/2, dense", "16 choices, 10^3.2 networks", "MACs"):
+            assert words in ended.out
+    (run,) = (tmp_path / "runs").iterdir()
+    assert run.name.startswith("mobile-digits-x86-")
+
+
+def test_a_sweep_makes_a_run_for_each_and_mistakes_do_not_stop_it(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    ended = call(tmp_path, "-m", *tiny_job, "stages=[space]", "seed=0,1")
+    assert (ended.status, ended.err) == (0, "")
+    assert len(list((tmp_path / "runs").iterdir())) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
+    ended = call(tmp_path, "-m", *tiny_job, "stages=[space]", "seed=2,3", "space.head=[0],[32]")
+    assert ended.status == 2
+    assert len(ended.err.splitlines()) == 2
+    assert len(list((tmp_path / "runs").iterdir())) == 4
+
+
+# -- as a program -------------------------------------------------------------------------------------------------------------
+
+
+def program(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    environment: Mapping[str, str] = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "search", *arguments]
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_help_explains(tmp_path: Path) -> None:
+    done = program(tmp_path, "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for words in (
+        *("accuracy, latency@DEVICE, size, memory, macs, parameters", "us ms s", "python -m search stages=[space]"),
+        *("run=runs/NAME stages=[export]", "-m seed=0,1,2", "study: nsga2, random, tpe", "candidates: 5000"),
+    ):
+        assert words in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_as_a_program_a_mistake_is_one_line(tmp_path: Path) -> None:
+    done = program(tmp_path, "objectives=[accuracy,latency@phone]", "stages=[space]")
+    assert done.returncode == 2
+    assert not done.stdout.strip()
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.splitlines()) == 1

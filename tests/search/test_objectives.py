@@ -1,0 +1,161 @@
+"""Objectives and constraints as users write them, and the volume that measures a front."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from search.objectives import UNITS, hypervolume, parse_constraint, parse_objective, parse_objectives
+from spaces.errors import UserError
+
+DEVICES = ["x86", "pi-5"]
+
+
+def one_line(call: object, *arguments: object) -> str:
+    with pytest.raises(UserError) as caught:
+        call(*arguments)  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_objectives_know_their_unit_direction_and_source() -> None:
+    accuracy, latency, size = parse_objectives(["accuracy", "latency@pi-5", "size"], DEVICES)
+    assert (accuracy.direction, accuracy.unit, accuracy.device, accuracy.loss(0.9)) == ("maximize", "", None, -0.9)
+    assert (latency.direction, latency.unit, latency.device, latency.loss(3.0)) == ("minimize", "us", "pi-5", 3.0)
+    assert (latency.name, latency.quantity, size.unit) == ("latency@pi-5", "latency", "B")
+    for name in UNITS:
+        assert parse_objective(name if name != "latency" else "latency@x86", DEVICES).source
+
+
+@pytest.mark.parametrize(
+    ("texts", "words"),
+    [
+        (["speed"], ["'speed'", "accuracy", "latency@x86|pi-5", "memory"]),
+        (["latency"], ["latency@x86|pi-5"]),
+        (["latency@"], ["latency@x86|pi-5"]),
+        (["latency@phone"], ["'phone'", "x86|pi-5", "device=[...]"]),
+        (["accuracy@x86"], ["'accuracy@x86'"]),
+        (["Accuracy"], ["'Accuracy'"]),
+        (["accuracy "], ["'accuracy '"]),
+        ([""], ["''"]),
+        ([], ["[]", "one or more"]),
+        (["size", "size"], ["each once"]),
+        ([5], ["5"]),
+        ([None], ["None"]),
+    ],
+)
+def test_wrong_objectives_take_one_line(texts: list[str], words: list[str]) -> None:
+    message = one_line(parse_objectives, texts, DEVICES)
+    assert all(word in message for word in words), message
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "upper", "bound"),
+    [
+        ("latency@x86<=2ms", "latency@x86", True, 2000.0),
+        ("latency@x86 <= 2 ms", "latency@x86", True, 2000.0),
+        ("latency@pi-5<=0.5s", "latency@pi-5", True, 5e5),
+        ("latency@x86<=250us", "latency@x86", True, 250.0),
+        ("latency@x86<=1e3us", "latency@x86", True, 1000.0),
+        ("size<=200kB", "size", True, 200e3),
+        ("size<=200KiB", "size", True, 204800.0),
+        ("memory<=1.5MB", "memory", True, 1.5e6),
+        ("accuracy>=95%", "accuracy", False, 0.95),
+        ("accuracy>=0.95", "accuracy", False, 0.95),
+        ("macs<=3M", "macs", True, 3e6),
+        ("macs<=3000", "macs", True, 3e3),
+        ("parameters>=.5k", "parameters", False, 500.0),
+    ],
+)
+def test_constraints(text: str, name: str, upper: bool, bound: float) -> None:
+    constraint = parse_constraint(text, DEVICES)
+    assert (constraint.objective.name, constraint.upper, constraint.text) == (name, upper, text)
+    assert constraint.bound == pytest.approx(bound)
+    worse, better = (1.1, 0.9) if upper else (0.9, 1.1)
+    assert constraint.violation(bound * worse) == pytest.approx(0.1)
+    assert constraint.violation(bound * better) == pytest.approx(-0.1)
+    assert constraint.violation(constraint.bound) <= 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("latency@x86<2ms", ["latency@x86<=2ms"]),
+        ("latency@x86=2ms", ["OBJECTIVE<=NUMBER UNIT"]),
+        ("latency@x86<=", ["OBJECTIVE<=NUMBER UNIT"]),
+        ("<=2ms", ["OBJECTIVE<=NUMBER UNIT"]),
+        ("3", ["OBJECTIVE<=NUMBER UNIT"]),
+        ("latency@x86<=two ms", ["OBJECTIVE<=NUMBER UNIT"]),
+        ("latency@x86<=2 fortnights", ["'fortnights'", "us, ms, s"]),
+        ("latency@x86<=2", ["unit ''", "us, ms, s"]),
+        ("latency@x86<=2kB", ["'kB'", "us, ms, s"]),
+        ("size<=2ms", ["'ms'", "B, kB, MB, KiB, MiB"]),
+        ("size<=2", ["unit ''"]),
+        ("macs<=2ms", ["none, k, M, G"]),
+        ("latency@phone<=2ms", ["'phone'"]),
+        ("speed<=2ms", ["'speed'"]),
+        ("latency@x86<=1.2.3ms", ["'1.2.3'", "not a number"]),
+        ("latency@x86<=--ms", ["not a number"]),
+        ("latency@x86<=1e999us", ["1e999"]),
+        ("accuracy>=95", ["95"]),  # meant in per cent; as a share it can never hold
+    ],
+)
+def test_wrong_constraints_take_one_line(text: str, words: list[str]) -> None:
+    message = one_line(parse_constraint, text, DEVICES)
+    assert all(word in message for word in words), message
+
+
+@settings(max_examples=200)
+@given(st.text(alphabet="latencysize@x86<>=0123456789.eE+-%kBMms \n", max_size=30))
+def test_any_text_is_a_constraint_or_one_line(text: str) -> None:
+    try:
+        parsed, message = parse_constraint(text, DEVICES), ""
+    except UserError as error:
+        parsed, message = None, str(error)
+    assert "\n" not in message
+    assert parsed is None or math.isfinite(parsed.bound)
+
+
+# -- hypervolume --------------------------------------------------------------------------------------------------------------
+
+COORDINATE = st.integers(0, 6)
+
+
+def counted(points: list[list[int]], reference: list[int]) -> int:
+    """Unit cubes below the reference that some point dominates."""
+    cubes = itertools.product(*(range(r) for r in reference))
+    return sum(any(all(p <= c for p, c in zip(point, cube, strict=True)) for point in points) for cube in cubes)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(1, 4).flatmap(lambda d: st.lists(st.lists(COORDINATE, min_size=d, max_size=d), max_size=7)))
+def test_hypervolume_is_the_number_of_dominated_cubes(points: list[list[int]]) -> None:
+    dimensions = len(points[0]) if points else 2
+    reference = [5] * dimensions
+    assert hypervolume(points, reference) == pytest.approx(counted(points, reference))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(2, 3), st.integers(1, 12))
+def test_hypervolume_against_random_points(seed: int, dimensions: int, count: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.uniform(0, 1.1, (count, dimensions))
+    darts = rng.uniform(0, 1, (20_000, dimensions))
+    hit = (points[:, None, :] <= darts).all(axis=2).any(axis=0).mean()
+    volume = hypervolume(points.tolist(), [1.0] * dimensions)
+    assert abs(volume - hit) < 0.02
+    assert hypervolume([*points.tolist(), points[0].tolist()], [1.0] * dimensions) == pytest.approx(volume)
+    better = points.copy()
+    better[0] -= 0.05
+    assert hypervolume(better.tolist(), [1.0] * dimensions) >= volume - 1e-12
+
+
+def test_points_beyond_the_reference_count_nothing() -> None:
+    assert hypervolume([], [1.0, 1.0]) == 0.0
+    assert hypervolume([[1.0, 0.0], [2.0, -5.0]], [1.0, 1.0]) == 0.0
+    assert hypervolume([[0.25]], [1.0]) == 0.75

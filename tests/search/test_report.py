@@ -1,0 +1,285 @@
+"""The report of a run: complete, self-contained, escaped, and robust against parts that are not there."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from search.report import FIGURES, print_front, write_report
+from search.report_choices import layers
+from search.report_text import microseconds, pareto, plus_minus, takeaway
+from spaces.errors import UserError
+
+EXAMPLE: dict[str, Any] = json.loads(Path(__file__).with_name("summary_example.json").read_text(encoding="utf-8"))
+HOSTILE = "</script><img src=x onerror=alert(1)>\"'&[bold]"
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.styles = ""
+        self._within = ""
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._within = tag if tag in ("script", "style") else self._within
+
+    def handle_endtag(self, tag: str) -> None:
+        self._within = "" if tag == self._within else self._within
+
+    def handle_data(self, data: str) -> None:
+        if self._within == "style":
+            self.styles += data
+        elif not self._within:
+            self.text += data
+
+    def all(self, attribute: str) -> list[str]:
+        return [attrs[attribute] or "" for _, attrs in self.tags if attribute in attrs]
+
+
+def written(summary: dict[str, Any], folder: Path) -> str:
+    path = folder / "report.html"
+    write_report(summary, path)
+    assert [file.name for file in folder.iterdir()] == ["report.html"]
+    return path.read_text(encoding="utf-8")
+
+
+def printed(summary: dict[str, Any], width: int = 100) -> str:
+    stream = io.StringIO()
+    print_front(summary, Console(file=stream, width=width))
+    return stream.getvalue()
+
+
+def example(**changes: Any) -> dict[str, Any]:
+    return {**copy.deepcopy(EXAMPLE), **changes}
+
+
+def drawn(page: str) -> dict[str, Any]:
+    """The figures that the page draws, by name."""
+    line = next(line for line in page.splitlines() if "plots = {" in line)
+    return dict(json.loads(line[line.index("plots = ") + len("plots = ") :].rstrip(";")))
+
+
+def hostile(value: Any) -> Any:
+    """Every text of a summary, keys of free mappings included, with markup in it."""
+    if isinstance(value, dict):
+        free = {"torch", "tables", "objectives", "latency@x86"} & set(value)
+        return {key: hostile(item) for key, item in value.items()} | {key + HOSTILE: hostile(value[key]) for key in free}
+    if isinstance(value, list):
+        return [hostile(item) for item in value]
+    return value + HOSTILE if isinstance(value, str) else value
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The page of the example."""
+    return written(example(), tmp_path_factory.mktemp("run"))
+
+
+# -- the page -------------------------------------------------------------------------------------------------------------
+
+
+def test_page_loads_nothing_and_carries_plotly_once(text: str) -> None:
+    page = Page(text)
+    assert not page.all("src")
+    assert "link" not in {tag for tag, _ in page.tags}
+    assert all(not href.startswith(("http:", "https:", "//", "data:", "javascript:")) for href in page.all("href"))
+    assert "url(" not in page.styles
+    assert "@import" not in page.styles
+    assert any("default-src 'none'" in content for content in page.all("content"))
+    assert len(re.findall(r"plotly\.js v\d", text)) == 1
+    assert len(text.encode()) < 8_000_000
+
+
+def test_page_is_the_same_for_the_same_summary(text: str, tmp_path: Path) -> None:
+    assert written(example(), tmp_path) == text
+
+
+def test_every_figure_is_drawn_into_its_place(text: str) -> None:
+    figures = drawn(text)
+    assert set(figures) == set(FIGURES)
+    assert {f"figure-{name}" for name in figures} == set(Page(text).all("id"))
+    assert all(any(trace.get("x") or trace.get("z") for trace in figure["data"]) for figure in figures.values())
+
+
+def test_front_shows_measured_and_predicted_latency(text: str) -> None:
+    traces = {trace.get("name"): trace for trace in drawn(text)["front"]["data"]}
+    winners = EXAMPLE["winners"]
+    assert traces["winner, measured (number: rank)"]["x"] == [w["measured_us"] for w in winners]
+    assert traces["winner, predicted latency"]["x"] == [w["predicted_us"] for w in winners]
+    families = {b["family"] for b in EXAMPLE["baselines"]}
+    assert sum(name is not None and name.endswith(", measured") for name in traces) == len(families)
+
+
+def test_heading_counts_winners_and_names_speedups_and_error(text: str) -> None:
+    text = Page(text).text
+    verified = sum(w["verified"] for w in EXAMPLE["winners"])
+    assert f"{verified} of {len(EXAMPLE['winners'])}" in text
+    assert f"{EXAMPLE['beats']['uniform_int8']['median_speedup']:.2f}" in text
+    assert f"{100 * EXAMPLE['latency_model']['mape']:.1f} %" in text
+    assert "Nothing feasible" not in text
+    assert EXAMPLE["does_not_pay"][0] in text
+    assert EXAMPLE["fingerprints"]["space"] in text
+    failed = next(w for w in EXAMPLE["winners"] if w["failures"])
+    assert f"Winner {failed['rank']} is not verified" in text
+    assert failed["failures"][0] in text
+
+
+def test_latency_is_told_with_device_runtime_threads_batch_and_statistic(text: str) -> None:
+    sections = Page(text).text.split("Every latency here: ")[1:]
+    assert len(sections) >= 4
+    for section in sections:
+        told = section.split("\n")[0]
+        for word in ("x86", "onnxruntime 1.31.0", "CPUExecutionProvider", "1 thread", "batch 1", "median over 8 visits"):
+            assert word in told
+
+
+def test_no_speedup_is_claimed_where_nothing_is_beaten(tmp_path: Path) -> None:
+    beats = {"uniform_int8": {"networks": 7, "beaten": 0, "median_speedup": None, "best_speedup": None}}
+    assert "They do not beat uniform int8." in takeaway(example(beats=beats))
+    assert "they are" not in takeaway(example(beats=beats))
+    assert "0 of 7 networks beaten" in Page(written(example(beats=beats), tmp_path)).text
+
+
+def test_links_are_relative_and_cannot_run_anything(tmp_path: Path) -> None:
+    summary = example()
+    summary["winners"][1]["path"] = "javascript:alert(1)"
+    links = Page(written(summary, tmp_path)).all("href")
+    assert {"winners/x86/1/model.onnx", "winners/x86/1/card.json"} <= set(links)
+    assert not any(link.startswith("javascript:") for link in links)
+
+
+def test_text_of_the_run_is_escaped(text: str, tmp_path: Path) -> None:
+    attacked = written(hostile(example()), tmp_path)
+    page, plain = Page(attacked), Page(text)
+    assert "<img" not in attacked[attacked.index("<body>") :]
+    tags = {tag for tag, _ in page.tags}
+    assert tags == {tag for tag, _ in plain.tags}
+    assert sum(tag == "script" for tag, _ in page.tags) == sum(tag == "script" for tag, _ in plain.tags)
+    assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
+    assert page.text.count(HOSTILE) > 40  # shown as the text it is
+    # plotly reads HTML of its own in texts: the run's tags must have become entities before
+    assert "<img" not in json.dumps(drawn(attacked))
+
+
+@pytest.mark.parametrize("missing", sorted(EXAMPLE))
+def test_every_part_is_optional(missing: str, tmp_path: Path) -> None:
+    summary = example()
+    del summary[missing]
+    assert "<h1>" in written(summary, tmp_path)
+    printed(summary)
+
+
+def test_parts_may_be_empty_or_null_or_not_finite(tmp_path: Path) -> None:
+    def weakened(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: weakened(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [weakened(item) for item in value]
+        return math.nan if isinstance(value, float) else value
+
+    for summary in ({}, dict.fromkeys(EXAMPLE), {key: type(value)() for key, value in EXAMPLE.items()}, weakened(EXAMPLE)):
+        page = written(summary, tmp_path)
+        assert ">nan" not in page
+        printed(summary)
+
+
+def test_empty_front_leads_with_the_nearest_miss(tmp_path: Path) -> None:
+    miss = {"constraint": "latency@x86<=10us", "value": 34.0, "unit": "us", "text": "34.0 us, 3.4 times latency@x86<=10us"}
+    summary = example(front=[], winners=[], baselines=[], beats={})
+    summary["study"]["nearest_miss"] = miss
+    text = Page(written(summary, tmp_path)).text
+    assert text.index("Nothing feasible was found") < text.index(miss["text"]) < text.index("The search")
+    assert "latency@x86<=10us" in text
+    console = printed(summary)
+    assert "Nothing feasible" in console
+    assert miss["text"] in console
+
+
+def test_front_without_winners_says_that_it_is_predicted(tmp_path: Path) -> None:
+    summary = example(winners=[], baselines=[], beats={})
+    text = Page(written(summary, tmp_path)).text
+    assert "The predicted front" in text
+    assert "Nothing here was exported or timed yet" in text
+    assert f"{100 * EXAMPLE['front'][0]['accuracy']:.2f}" in printed(summary)
+
+
+def test_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = written(example(), tmp_path)
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(UserError, match="No space"):
+        write_report(example(name="other"), tmp_path / "report.html")
+    assert [file.name for file in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
+
+
+# -- figures and words ----------------------------------------------------------------------------------------------------
+
+
+def test_layers_stand_in_the_order_of_the_network_with_gaps() -> None:
+    def winner(*names: str) -> dict[str, Any]:
+        return {"layers": [{"name": name, "weight_bits": 8, "sparsity": "group@1/4"} for name in names]}
+
+    rows = [winner("stem", "b2", "b10", "head"), winner("stem", "b3", "head"), winner("stem", "b1", "b2")]
+    figure = layers({"winners": rows})
+    assert figure is not None
+    assert list(figure.layout.xaxis.ticktext) == ["stem", "b1", "b2", "b3", "b10", "head"]
+    cells = next(trace for trace in figure.data if trace.name == "int8, group@1/4")
+    assert list(cells.x) == [0, 2, 4, 5, 0, 3, 5, 0, 1, 2]
+    assert cells.y[0] == pytest.approx(0.8 / 4)  # filled to the kept share
+
+
+def test_pareto_keeps_what_nothing_dominates() -> None:
+    assert pareto([(3.0, 0.9), (1.0, 0.5), (2.0, 0.4), (3.0, 0.8), (4.0, 0.9)]) == [(1.0, 0.5), (3.0, 0.9)]
+
+
+def test_latencies_have_four_figures_and_their_spread_the_same_decimals() -> None:
+    assert [microseconds(value) for value in (8.2314, 82.314, 823.14, 8231.4, 0.0, None)] == [
+        "8.231 µs",
+        "82.31 µs",
+        "823.1 µs",
+        "8,231 µs",
+        "0.0 µs",
+        "n/a",
+    ]
+    assert plus_minus(46.65, 0.368) == "46.65 ± 0.37"
+
+
+# -- the console ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_console_ends_with_the_front_and_its_units(width: int) -> None:
+    text = printed(example(), width)
+    for unit in ("us", "kB", "%"):
+        assert unit in text
+    for w in EXAMPLE["winners"]:
+        row = next(line for line in text.splitlines() if re.match(rf"\W*{w['rank']}\b", line))
+        assert f"{100 * w['accuracy_runtime']:.2f}" in row
+        assert microseconds(w["measured_us"], "") in row
+        assert ("yes" if w["verified"] else "no") in row
+    assert "onnxruntime 1.31.0" in text
+    assert "faster than uniform int8" in text.replace("\n", " ").replace("  ", " ")
+    assert max(map(len, text.splitlines())) <= width
+
+
+def test_console_does_not_read_markup_of_the_run() -> None:
+    assert "[/bold]" in printed(example(name="a[/bold]b"))

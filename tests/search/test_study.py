@@ -1,0 +1,288 @@
+"""The search loop: choosing, fronts, rounds, and what it says when nothing is feasible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from optuna.samplers import NSGAIISampler, RandomSampler
+
+from latency_lut.table import LatencyTable
+from predictors.accuracy import Ridge
+from predictors.latency import LatencyPredictor
+from search.candidates import Candidate
+from search.evaluation import Evaluation
+from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
+from search.objectives import Constraint, parse_constraint, parse_objectives
+from search.predicted import PredictedValues
+from search.study import (
+    StudyResult,
+    StudySettings,
+    choose,
+    evaluated_front,
+    nearest_miss,
+    nondominated,
+    run_study,
+)
+from spaces.choice import Architecture
+from spaces.mobile import MobileSpace
+
+Measure = Callable[[Architecture], Evaluation]
+
+OBJECTIVES = parse_objectives(["accuracy", "size"], ["x86"])
+
+
+def candidate(index: int, accuracy: float, size: float, violation: float = 0.0) -> Candidate:
+    return Candidate(Architecture({"index": index}), {"accuracy": accuracy, "size": size}, violation)
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(-1, 3)), max_size=30)
+
+
+def candidates_of(points: list[tuple[int, int, int]]) -> list[Candidate]:
+    return [candidate(i, a / 8, float(s), float(v)) for i, (a, s, v) in enumerate(points)]
+
+
+def dominates(a: Candidate, b: Candidate) -> bool:
+    x, y = ((-c.values["accuracy"], c.values["size"]) for c in (a, b))
+    return all(p <= q for p, q in zip(x, y, strict=True)) and x != y
+
+
+@given(POINTS)
+def test_nondominated_are_those_that_nothing_dominates(points: list[tuple[int, int, int]]) -> None:
+    candidates = candidates_of(points)
+    expected = [c for c in candidates if not any(dominates(other, c) for other in candidates)]
+    assert nondominated(candidates, OBJECTIVES) == expected
+
+
+@given(POINTS, st.integers(1, 12))
+def test_what_is_chosen(points: list[tuple[int, int, int]], count: int) -> None:
+    candidates = candidates_of(points)
+    chosen = choose([*candidates, *candidates], OBJECTIVES, count)
+    by_architecture = {c.architecture: c for c in candidates}
+    feasible = [c for c in candidates if c.feasible]
+    assert len(set(chosen)) == len(chosen)
+    assert len(chosen) == min(count, len(feasible or candidates))
+    picked = [by_architecture[a] for a in chosen]
+    if feasible:
+        assert all(c.feasible for c in picked)
+        front = nondominated(feasible, OBJECTIVES)
+        # A front is taken whole before anything behind it, and only from it when it does not fit.
+        assert sum(c in front for c in picked) == min(count, len(front))
+        for c in picked:
+            assert c in front or len(front) <= count
+    assert choose(candidates, OBJECTIVES, count) == chosen
+
+
+def test_a_long_front_is_thinned_out_from_end_to_end() -> None:
+    front = [candidate(i, i / 100, float(i)) for i in range(50)]
+    chosen = choose(front, OBJECTIVES, 5)
+    assert [a["index"] for a in chosen] == [0, 12, 24, 37, 49]
+
+
+def test_when_nothing_is_feasible_the_nearest_are_chosen() -> None:
+    candidates = [candidate(i, 0.5, float(i), violation=i + 1.0) for i in range(100)]
+    assert {a["index"] for a in choose(candidates, OBJECTIVES, 3)} <= set(range(12))
+
+
+def test_the_nearest_miss_names_what_binds() -> None:
+    constraints = [parse_constraint("size<=10kB", ["x86"]), parse_constraint("accuracy>=90%", ["x86"])]
+    candidates = [
+        Candidate(
+            Architecture({"i": i}),
+            {"accuracy": a, "size": s},
+            max(c.violation(v) for c, v in zip(constraints, (s, a), strict=True)),
+        )
+        for i, (a, s) in enumerate([(0.45, 5e3), (0.89, 11e3), (0.95, 40e3)])
+    ]
+    miss = nearest_miss(candidates, constraints)
+    assert (miss["constraint"], miss["value"], miss["unit"]) == ("size<=10kB", 11e3, "B")
+    assert "size<=10kB" in str(miss["text"])
+    assert "1.1e+04 B" in str(miss["text"])
+
+
+# -- rounds -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def latency(tiny_table: LatencyTable, tiny_space: MobileSpace) -> LatencyPredictor:
+    return LatencyPredictor.fit(tiny_table, tiny_space, held_out=4)
+
+
+@pytest.fixture(scope="module")
+def measure(tiny_space: MobileSpace) -> Measure:
+    """Accuracy made up of the weights' bytes and a few choices; takes no time."""
+
+    def evaluate(architecture: Architecture) -> Evaluation:
+        network = tiny_space.network(architecture)
+        value = 0.2 + 0.1 * np.log(network.weight_bytes / 500) + 0.1 * (architecture["stem.precision"] == 8)
+        return Evaluation(float(np.clip(value, 0, 1)), 1.0)
+
+    return evaluate
+
+
+SETTINGS = StudySettings(candidates=120, rounds=3, evaluations=4, seed=2)
+
+
+def started(space: MobileSpace, path: Path, measure: Measure) -> Evaluations:
+    rng = np.random.default_rng(0)
+    evaluations = Evaluations(path, space, "key")
+    evaluations.evaluate([space.largest(), *(space.sample_spread(rng) for _ in range(13))], INITIAL, measure)
+    return evaluations
+
+
+def search(
+    space: MobileSpace,
+    latency: LatencyPredictor,
+    evaluations: Evaluations,
+    measure: Measure,
+    constraints: Sequence[Constraint] = (),
+    names: Sequence[str] = ("accuracy", "latency@x86"),
+    sampler: Callable[[int], RandomSampler | NSGAIISampler] = lambda seed: RandomSampler(seed=seed),
+) -> StudyResult:
+    objectives = parse_objectives(names, ["x86"])
+    predicted = PredictedValues(space, [*objectives, *(c.objective for c in constraints)], {"x86": latency})
+    return run_study(predicted, evaluations, lambda: Ridge(), sampler, measure, objectives, constraints, SETTINGS)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("accuracy", "latency@x86"),
+        ("latency@x86", "size", "accuracy"),
+        ("accuracy",),
+        ("macs", "memory"),
+        ("accuracy", "parameters"),
+    ],
+)
+def test_the_front_is_what_was_evaluated_and_not_dominated(
+    tiny_space: MobileSpace, latency: LatencyPredictor, measure: Measure, tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    evaluations = started(tiny_space, tmp_path / "e.parquet", measure)
+    result = search(tiny_space, latency, evaluations, measure, names=names)
+    objectives = parse_objectives(names, ["x86"])
+    assert result.front
+    for point in result.front:
+        assert point.architecture in evaluations
+        assert point.values["accuracy"] == measure(point.architecture).accuracy
+    assert nondominated(result.front, objectives) == result.front
+    last = objectives[-1]
+    costs = [last.loss(c.values[last.name]) for c in result.front]
+    assert costs == sorted(costs)
+    assert len(result.candidates) == SETTINGS.candidates
+    assert {n for _, n in result.candidates} == {1, 2, 3}
+    assert len(result.hypervolumes) == 4
+    assert result.hypervolumes == sorted(result.hypervolumes)  # more evaluations never lose volume
+    assert all(0 <= v <= 1 for v in [*result.hypervolumes, result.hypervolume_random])
+    assert set(result.reference) == set(names)
+    assert result.nearest_miss is None
+    in_rounds = evaluations.of("round 1", "round 2", "round 3")
+    assert len(in_rounds) == 12
+    assert len(evaluations.of(RANDOM)) <= 12
+
+
+def test_the_seed_decides_and_a_killed_study_goes_the_same_way(
+    tiny_space: MobileSpace, latency: LatencyPredictor, measure: Measure, tmp_path: Path
+) -> None:
+    undisturbed = started(tiny_space, tmp_path / "a.parquet", measure)
+    expected = search(tiny_space, latency, undisturbed, measure)
+    for stop_after in (1, 5, 9, 14):
+        path = tmp_path / f"{stop_after}.parquet"
+        left = stop_after
+
+        def dies(architecture: Architecture) -> Evaluation:
+            nonlocal left
+            left -= 1
+            if left < 0:
+                raise KeyboardInterrupt
+            return measure(architecture)
+
+        with pytest.raises(KeyboardInterrupt):
+            search(tiny_space, latency, started(tiny_space, path, measure), dies)
+        evaluations = Evaluations(path, tiny_space, "key")
+        result = search(tiny_space, latency, evaluations, measure)
+        assert result.front == expected.front
+        assert result.hypervolumes == expected.hypervolumes
+        assert list(evaluations) == list(undisturbed)
+
+
+def test_evaluations_of_another_study_do_not_disturb(
+    tiny_space: MobileSpace, latency: LatencyPredictor, measure: Measure, tmp_path: Path
+) -> None:
+    expected = search(tiny_space, latency, started(tiny_space, tmp_path / "a.parquet", measure), measure)
+    evaluations = started(tiny_space, tmp_path / "b.parquet", measure)
+    search(tiny_space, latency, evaluations, measure, sampler=lambda seed: RandomSampler(seed=seed + 500))
+    result = search(tiny_space, latency, evaluations, measure)
+    assert {c.architecture for c in result.front} == {c.architecture for c in expected.front}
+
+
+def test_constraints_keep_the_front(
+    tiny_space: MobileSpace, latency: LatencyPredictor, measure: Measure, tmp_path: Path
+) -> None:
+    evaluations = started(tiny_space, tmp_path / "e.parquet", measure)
+    middle = float(np.median([tiny_space.network(e.architecture).parameters for e in evaluations]))
+    constraint = parse_constraint(f"parameters<={middle:.0f}", ["x86"])
+    result = search(tiny_space, latency, evaluations, measure, [constraint])
+    assert result.front
+    assert all(tiny_space.network(c.architecture).parameters <= middle for c in result.front)
+
+
+def test_a_constraint_that_nothing_meets_is_told(
+    tiny_space: MobileSpace, latency: LatencyPredictor, measure: Measure, tmp_path: Path
+) -> None:
+    evaluations = started(tiny_space, tmp_path / "e.parquet", measure)
+    result = search(tiny_space, latency, evaluations, measure, [parse_constraint("latency@x86<=0.001us", ["x86"])])
+    assert result.front == []
+    assert result.nearest_miss is not None
+    best = min(c.values["latency@x86"] for c, _ in result.candidates)
+    assert result.nearest_miss["value"] == best
+    assert result.hypervolumes == [0.0] * 4
+
+
+def test_a_promise_that_no_evaluation_keeps_is_no_near_miss(
+    tiny_space: MobileSpace, latency: LatencyPredictor, measure: Measure, tmp_path: Path
+) -> None:
+    """Predicted accuracies may meet a constraint that no evaluated one meets; a near miss must be a miss."""
+
+    class Optimist(Ridge):
+        def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+            return np.full(len(features), 0.99), np.full(len(features), 0.01)
+
+    objectives, constraint = parse_objectives(["accuracy", "size"], ["x86"]), parse_constraint("accuracy>=98%", ["x86"])
+    predicted = PredictedValues(tiny_space, objectives, {"x86": latency})
+    evaluations = started(tiny_space, tmp_path / "e.parquet", measure)
+    result = run_study(
+        predicted, evaluations, Optimist, lambda seed: RandomSampler(seed=seed), measure, objectives, [constraint], SETTINGS
+    )
+    assert result.front == []
+    assert result.nearest_miss is not None
+    assert constraint.violation(float(str(result.nearest_miss["value"]))) > 0
+
+
+def test_equal_points_stand_on_the_front_once(tiny_space: MobileSpace, latency: LatencyPredictor) -> None:
+    predicted = PredictedValues(tiny_space, OBJECTIVES, {"x86": latency})
+    rng = np.random.default_rng(0)
+    evaluated = [Evaluated(a, 0.5, 1.0, INITIAL) for a in dict.fromkeys(tiny_space.sample(rng) for _ in range(200))]
+    front = evaluated_front(evaluated, predicted, OBJECTIVES, [])
+    assert len(front) == 1
+    assert evaluated_front([], predicted, OBJECTIVES, []) == []
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 1000))
+def test_costs_are_those_of_the_layers(tiny_space: MobileSpace, latency: LatencyPredictor, seed: int) -> None:
+    predicted = PredictedValues(
+        tiny_space, parse_objectives(["macs", "parameters", "memory", "latency@x86"], ["x86"]), {"x86": latency}
+    )
+    architecture = tiny_space.sample(np.random.default_rng(seed))
+    network = tiny_space.network(architecture)
+    assert predicted.costs(architecture) == {
+        "macs": network.macs,
+        "parameters": network.parameters,
+        "memory": network.peak_activation_bytes,
+        "latency@x86": latency.predict(network)[0],
+    }
