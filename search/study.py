@@ -26,6 +26,7 @@ from spaces.space import Space
 
 Progress = Callable[[str, int, int], None]
 RUN_PARTS = 6
+NEAREST = 4
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,8 @@ def run_study(
         predictor = new_predictor()
         features = accuracy_features(space, [e.architecture for e in seen], [predicted.network(e.architecture) for e in seen])
         predictor.fit(features, [e.accuracy for e in seen])
+        starts = fronts[-1] or nearest(as_candidates(seen, predicted, constraints))
+        seeds = dict.fromkeys(a for c in starts for a in (c.architecture, *precision_runs(space, c.architecture)))
         count = settings.candidates * number // settings.rounds - settings.candidates * (number - 1) // settings.rounds
         candidates = propose(
             space,
@@ -108,7 +111,7 @@ def run_study(
             constraints,
             new_sampler(settings.seed * 1000 + number),
             count,
-            seeds=list(dict.fromkeys(a for c in fronts[-1] for a in (c.architecture, *precision_runs(space, c.architecture)))),
+            seeds=list(seeds),
             on_progress=partial(_candidates_done, on_progress, len(result.candidates), settings.candidates),
         )
         result.candidates += [(candidate, number) for candidate in candidates]
@@ -234,11 +237,16 @@ def as_candidates(
     return candidates
 
 
+def nearest(candidates: Sequence[Candidate]) -> list[Candidate]:
+    """The few candidates that violate the constraints least: where a search goes on while nothing is feasible."""
+    return sorted(candidates, key=lambda c: (c.violation, c.architecture.to_json()))[:NEAREST]
+
+
 def nearest_miss(candidates: Sequence[Candidate], constraints: Sequence[Constraint]) -> dict[str, object]:
     """The evaluated network that misses the constraints least, and the constraint that binds it."""
-    nearest = min(candidates, key=lambda c: c.violation)
-    binding = max(constraints, key=lambda c: c.violation(nearest.values[c.objective.name]))
-    value, unit = nearest.values[binding.objective.name], binding.objective.unit
+    best = nearest(candidates)[0]
+    binding = max(constraints, key=lambda c: c.violation(best.values[c.objective.name]))
+    value, unit = best.values[binding.objective.name], binding.objective.unit
     text = f"nothing is feasible: {binding.text} binds; the nearest network has {value:.4g} {unit}".rstrip()
     return {"constraint": binding.text, "value": value, "unit": unit, "text": text}
 
