@@ -1,0 +1,118 @@
+"""Precisions: how the weights of a layer are stored and in which numbers it computes.
+
+A precision is written as text: an option of a choice, a field of a `LayerSpec` and part of a table's key.
+
+    fp32                    float weights, float arithmetic
+    w8a8  w4a8  w2a8        integer weights; 8-bit activations with a fixed, calibrated range: integer arithmetic
+    ternary_a8  binary_a8   the same with the levels -1, 0, 1 or -1, 1
+    w8d8  w4d8@32           integer weights; the input is rounded to 8 bits by its own range in every run, the output is float
+    w8  w4  w3  w2          integer weights alone, one scale per output channel; float arithmetic
+    w4@32                   one scale per 32 inputs of each output channel
+    w4@tensor  w4@inputs    one scale in all, one scale per input channel
+    ternary  binary         three or two levels with a scale per output channel; float arithmetic
+    power4                  4-bit levels on a power curve (NUPES)
+    codebook4               4-bit codes into learned values (JLCM)
+    partial@1/8             binary, the most salient eighth in 8 bits (PB-LLM)
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from functools import cache
+
+from spaces.errors import UserError
+
+FLOAT = "fp32"
+FLOAT_BITS = 32
+INTEGER_BITS = (2, 3, 4, 8)
+CODED_BITS = (2, 3, 4)
+PER_CHANNEL, PER_TENSOR, PER_INPUT = "channel", "tensor", "inputs"
+
+_INTEGER = re.compile(r"w(\d+)([ad]8)?(?:@(\d+|tensor|inputs))?")
+_NAMED = re.compile(r"(ternary|binary)(_a8)?|(power|codebook)(\d+)|(partial)@(\d+/\d+)")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A precision, taken apart.
+
+    Args:
+        text: as it is written.
+        weights: the kind of weights: `float`, `integer`, `ternary`, `binary`, `power`, `codebook` or `partial`.
+        weight_bits: bits of one stored weight (of the unsalient ones, for `partial`).
+        activations: `float`; `static`: 8 bits with a fixed range; `dynamic`: the input in 8 bits by its own range.
+        scales: what shares a scale: `channel`, `tensor`, `inputs` or, as a number, that many inputs of an output channel.
+        salient: share of the weights that `partial` keeps in 8 bits.
+    """
+
+    text: str
+    weights: str
+    weight_bits: int
+    activations: str = "float"
+    scales: str | int = PER_CHANNEL
+    salient: Fraction = Fraction(0)
+
+    @property
+    def integer(self) -> bool:
+        """Whether the layer computes in integers with fixed ranges, and so quantizes the tensors at both of its sides."""
+        return self.activations == "static"
+
+    @property
+    def float_weights(self) -> bool:
+        return self.weights == "float"
+
+    @property
+    def bits(self) -> float:
+        """Bits per weight, scales not counted."""
+        return float(self.weight_bits + self.salient * (8 - self.weight_bits))
+
+
+@cache
+def parse_precision(text: str) -> Precision:
+    """A precision from its text.
+
+    Raises:
+        UserError: it is none.
+    """
+    if text == FLOAT:
+        return Precision(FLOAT, "float", FLOAT_BITS)
+    precision = _integer(text) or _named(text)
+    if precision is None:
+        raise UserError(
+            f"precision {text!r}; allowed are fp32, w8a8 w4a8 w3a8 w2a8, w8d8, w8 w4 w3 w2 (with @tensor, @inputs or a block "
+            "size such as @32), w4d8@32, ternary, binary, ternary_a8, binary_a8, power4, codebook4 and partial@1/8"
+        )
+    return precision
+
+
+def _integer(text: str) -> Precision | None:
+    match = _INTEGER.fullmatch(text)
+    if match is None or int(match[1]) not in INTEGER_BITS:
+        return None
+    activations = {None: "float", "a8": "static", "d8": "dynamic"}[match[2]]
+    scales: str | int = PER_CHANNEL if match[3] is None else int(match[3]) if match[3].isdigit() else match[3]
+    block = isinstance(scales, int)
+    if block and (scales < 16 or scales & (scales - 1)):  # type: ignore[operator]
+        return None
+    # Integer kernels take one scale per output channel; a block of inputs has a scale of its own on both sides of d8.
+    allowed = {
+        "float": True,
+        "static": scales in (PER_CHANNEL, PER_TENSOR),
+        "dynamic": block or (scales == PER_CHANNEL and match[1] == "8"),
+    }
+    return Precision(text, "integer", int(match[1]), activations, scales) if allowed[activations] else None
+
+
+def _named(text: str) -> Precision | None:
+    match = _NAMED.fullmatch(text)
+    if match is None:
+        return None
+    levels, static, coded, bits, partial, share = match.groups()
+    if levels:
+        return Precision(text, levels, 2 if levels == "ternary" else 1, "static" if static else "float")
+    if coded:
+        return Precision(text, coded, int(bits)) if int(bits) in CODED_BITS else None
+    salient = Fraction(share) if not share.endswith("/0") else Fraction(0)
+    return Precision(text, partial, 1, salient=salient) if 0 < salient < 1 else None
