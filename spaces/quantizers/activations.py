@@ -1,7 +1,7 @@
-"""Quantizers: integer grids for weights and activations, the same arithmetic for torch and for every runtime.
+"""8-bit grids for activations, the same arithmetic for torch and for every runtime.
 
-Weights are symmetric per output channel; activations are unsigned per tensor with a zero point, which is 0 after a ReLU so
-that the runtime can absorb the ReLU into the quantization (otherwise the convolution stays in float).
+Activations are unsigned per tensor with a zero point, which is 0 after a ReLU so that the runtime can absorb the ReLU into the
+quantization (otherwise the convolution stays in float). Weights are in the other modules of this package.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import torch
 from spaces.errors import UserError
 
 ACTIVATION_LEVELS = 255
-WEIGHT_LIMIT = 127
 SMALLEST_SCALE = 1e-12
 
 
@@ -33,28 +32,6 @@ def activation_grid(low: float, high: float) -> tuple[np.float32, int]:
     lowest, highest = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
     scale = max((highest - lowest) / np.float32(ACTIVATION_LEVELS), np.float32(SMALLEST_SCALE))
     return scale, int(np.rint(-lowest / scale))
-
-
-def weight_scales(weight: torch.Tensor) -> torch.Tensor:
-    """Scale of each output channel, `(out,)`: its largest magnitude lies on the last level."""
-    return (weight.detach().abs().flatten(1).amax(dim=1) / WEIGHT_LIMIT).clamp_min(SMALLEST_SCALE)
-
-
-def quantize_weight(weight: torch.Tensor) -> torch.Tensor:
-    """Weight rounded to its integer grid, gradient straight through. Quantizing twice changes nothing.
-
-    Args:
-        weight: `(out, ...)`.
-    """
-    zeros = torch.zeros(weight.shape[0], dtype=torch.int32, device=weight.device)
-    return torch.fake_quantize_per_channel_affine(weight, weight_scales(weight), zeros, 0, -WEIGHT_LIMIT, WEIGHT_LIMIT)
-
-
-def weight_levels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Integer levels (int8, shape of `weight`) and scales `(out,)` of a weight `(out, ...)`, as `quantize_weight` rounds."""
-    scales = weight_scales(torch.from_numpy(weight)).numpy()
-    levels = np.rint(weight * (np.float32(1.0) / scales).reshape(-1, *[1] * (weight.ndim - 1)))
-    return np.clip(levels, -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8), scales
 
 
 def quantize_activation(x: torch.Tensor, low: torch.Tensor | float, high: torch.Tensor | float) -> torch.Tensor:
