@@ -71,11 +71,12 @@ class IntegerWeights(WeightQuantizer):
     """Weights on a uniform grid.
 
     Steps by `maximum`, `percentile` or `statistics` follow the weight, and gradients go straight through, for weights outside
-    of the grid too: they would never come back. `learned` steps (LSQ, arXiv:1902.08153) are parameters that belong to the largest
-    weight. A step that is not positive (a new one, or one that training drove there) starts at the step that `statistics` gives
-    for the weight at hand: LSQ's own start, `2 * mean / sqrt(limit)`, spans 18 standard deviations with 8 bits.
+    of the grid too: they would never come back.
 
-    A block of a smaller kernel takes the learned step of the block from which its first weight comes.
+    `learned` steps (LSQ, arXiv:1902.08153) are parameters that belong to the largest weight. A step that is not positive (a new
+    one, or one that training drove there) starts at the step that `statistics` gives for the weight at hand, so quantize the
+    largest weight once before the training. LSQ's own start, `2 * mean / sqrt(limit)`, spans 18 standard deviations with 8 bits.
+    Weight decay is not for steps. A block of a smaller kernel takes the step of the block from which its first weight comes.
     """
 
     def __init__(self, precision: Precision, shape: Shape, settings: QuantizerSettings) -> None:
@@ -116,7 +117,10 @@ class IntegerWeights(WeightQuantizer):
     def _start(self, weight: torch.Tensor, rows: int, columns: torch.Tensor) -> None:
         mine = self.steps[:rows]
         found = statistical_step(grouped(weight.abs(), self.precision.scales), self.limit)
-        start = torch.zeros_like(mine).index_reduce_(1, columns, found, "amax")  # several blocks may share a step
+        place = columns.expand(rows, -1)
+        start = torch.zeros_like(mine).scatter_reduce_(
+            1, place, found, "amax"
+        )  # several blocks of a small kernel may share one
         mine.copy_(torch.where(mine > 0, mine, start))
 
     def _columns(self, shape: Shape) -> torch.Tensor:

@@ -36,7 +36,8 @@ class QuantizerSettings:
 
     Args:
         scale: where the step of an integer grid comes from: `maximum` or `percentile` of the magnitudes, `statistics` (StatsQ
-            of OFQ, arXiv:2302.02210) or `learned` (LSQ, arXiv:1902.08153). `power` follows it too, with `maximum` for `learned`.
+            of OFQ, arXiv:2302.02210) or `learned` (LSQ, arXiv:1902.08153). `power` follows it too, with `maximum` for
+            `learned`; the other formats have a rule of their own.
         percentile: share of each group's weights that `percentile` covers.
         binary: gradient of the sign: `straight_through`, `reste` (arXiv:2308.06689) or `biper` (arXiv:2404.01278).
         annealing: at the end of the training only integer weights close to a rounding threshold go on learning (OFQ's
