@@ -59,11 +59,16 @@ def weight_levels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def ruled_step(weight: torch.Tensor, scales: Scales, limit: int, settings: QuantizerSettings) -> torch.Tensor:
-    """Steps `(rows, columns)` by a rule that learns nothing; `learned` counts as `maximum`."""
+    """Steps `(rows, columns)` by a rule that learns nothing; `learned` counts as `maximum`.
+
+    With three levels `maximum` is `statistics`: up to the largest magnitude, they would be worse than two.
+    """
     magnitudes = grouped(weight.detach().abs(), scales)
     if settings.scale == "percentile":
         return percentile_step(magnitudes, group_sizes(weight.shape, scales), limit, settings.percentile)
-    return statistical_step(magnitudes, limit) if settings.scale == "statistics" else maximum_step(magnitudes, limit)
+    if settings.scale == "statistics" or limit == 1:
+        return statistical_step(magnitudes, limit)
+    return maximum_step(magnitudes, limit)
 
 
 @weight_quantizer("integer")
@@ -75,7 +80,7 @@ class IntegerWeights(WeightQuantizer):
 
     `learned` steps (LSQ, arXiv:1902.08153) are parameters that belong to the largest weight. A step that is not positive (a new
     one, or one that training drove there) starts at the step that `statistics` gives for the weight at hand, so quantize the
-    largest weight once before the training. LSQ's own start, `2 * mean / sqrt(limit)`, spans 18 standard deviations with 8 bits.
+    largest weight once before the training. LSQ's own start, `2 * mean / sqrt(limit)`, spans 18 standard deviations in 8 bits.
     Weight decay is not for steps. A block of a smaller kernel takes the step of the block from which its first weight comes.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 from spaces.precision import PER_CHANNEL, Precision
 from spaces.quantizers.activations import SMALLEST_SCALE
 from spaces.quantizers.integer import WEIGHT_LIMIT, last_level, ruled_step
-from spaces.quantizers.scales import Shape, block_size, grouped, maximum_step, mean_magnitude, spread
+from spaces.quantizers.scales import Scales, Shape, block_size, grouped, maximum_step, mean_magnitude, spread
 from spaces.quantizers.straight_through import straight_through
 from spaces.quantizers.weights import EncodedWeight, QuantizerSettings, WeightQuantizer, look_up, weight_quantizer
 
@@ -30,38 +29,8 @@ GAUSSIAN_CODEBOOKS = {
 }
 
 
-class _TableWeights(WeightQuantizer):
-    """Weights that are entries of a table times a scale; the table is learned by the gradients of the entries in use."""
-
-    def __init__(self, precision: Precision, shape: Shape, settings: QuantizerSettings) -> None:
-        super().__init__(precision, shape, settings)
-        self.block = block_size(precision.scales)
-
-    def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        table = self._table()
-        with torch.no_grad():
-            codes, scales = self._codes(weight, table)
-        each = spread(scales, weight.shape, self.block)
-        result: torch.Tensor = _LookUp.apply(weight, table, codes, each)  # type: ignore[no-untyped-call]
-        return result
-
-    def encode(self, weight: torch.Tensor) -> EncodedWeight:
-        with torch.no_grad():
-            table = self._table()
-            codes, scales = self._codes(weight, table)
-        return EncodedWeight(codes.to(torch.int8), scales, table, self.precision.weight_bits, self.block)
-
-    @abstractmethod
-    def _table(self) -> torch.Tensor:
-        """The entries, `(2**bits,)`, sorted, 0 among them."""
-
-    @abstractmethod
-    def _codes(self, weight: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Which entry (int32) each weight takes, and the scales `(rows, columns)`."""
-
-
 @weight_quantizer("power")
-class PowerWeights(_TableWeights):
+class PowerWeights(WeightQuantizer):
     """Levels that are uniform in `sign(w) |w|**a` (NUPES, arXiv:2308.05600), a codebook of one parameter, the exponent a.
 
     The scale is the largest value of the grid, by the rule of the settings. The exponent is learned per layer. Entry k of the
@@ -73,20 +42,83 @@ class PowerWeights(_TableWeights):
         self.limit = last_level(precision.weight_bits)
         self.exponent = nn.Parameter(torch.tensor(FIRST_EXPONENTS[precision.weight_bits]))
 
-    def _table(self) -> torch.Tensor:
-        levels = torch.arange(-self.limit - 1, self.limit + 1, device=self.exponent.device) / self.limit
-        return levels.sign() * levels.abs() ** (1 / self.exponent.clamp(*EXPONENT_RANGE))
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        a = self.exponent.clamp(*EXPONENT_RANGE)
+        with torch.no_grad():
+            relative, scales = self._relative(weight)
+        result: torch.Tensor = _OnCurve.apply(weight, a, relative, scales, self.limit, self.precision.scales)  # type: ignore[no-untyped-call]
+        return result
 
-    def _codes(self, weight: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def encode(self, weight: torch.Tensor) -> EncodedWeight:
+        with torch.no_grad():
+            a = self.exponent.clamp(*EXPONENT_RANGE)
+            relative, scales = self._relative(weight)
+            codes = _codes(relative, _curve(relative, a, self.limit), self.limit).to(torch.int8)
+            block = block_size(self.precision.scales)
+            return EncodedWeight(codes, scales, _curve_table(a, self.limit), self.precision.weight_bits, block)
+
+    def _relative(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The weight in units of its scales, and these, `(rows, columns)`."""
         scales = ruled_step(weight, self.precision.scales, self.limit, self.settings) * self.limit
-        relative = weight * spread(scales.reciprocal(), weight.shape, self.block)
-        exponent = float(self.exponent.clamp(*EXPONENT_RANGE))
-        levels = relative.abs().pow_(exponent).mul_(self.limit).round_().clamp_(max=self.limit)
-        return torch.copysign(levels, relative).add_(self.limit + 1).int(), scales
+        return weight * spread(scales.reciprocal(), weight.shape, block_size(self.precision.scales)), scales
+
+
+def _curve(relative: torch.Tensor, a: torch.Tensor, limit: int) -> torch.Tensor:
+    """Where the weights lie between the levels, without sign."""
+    return relative.abs().pow_(float(a)).mul_(limit)
+
+
+def _codes(relative: torch.Tensor, curve: torch.Tensor, limit: int) -> torch.Tensor:
+    return curve.round().clamp_(max=limit).copysign_(relative).add_(limit + 1).int()
+
+
+def _curve_table(a: torch.Tensor, limit: int) -> torch.Tensor:
+    levels = torch.arange(-limit - 1, limit + 1, device=a.device) / limit
+    return levels.sign() * levels.abs() ** (1 / a)
+
+
+class _OnCurve(torch.autograd.Function):
+    """Rounding on the curve: straight through to the weight, and to the exponent.
+
+    With z the weight in units of its scale and v its rounded value, the rounding inside of `round(z**a)**(1/a)` taken straight
+    through, the derivative by a is `(v**(1-a) z**a ln z - v ln v) / a`: as in LSQ the difference of one function at two places.
+    For the squared error it gives, in a small cell around v, the square times `d ln(width of the cell) / da`, as it should. The
+    derivative of v with the code held would be nearly blind: values are close to the middle of their cells for every a.
+    Weights that round to 0 count nothing. The gradient scale is that of LSQ.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        weight: torch.Tensor,
+        a: torch.Tensor,
+        relative: torch.Tensor,
+        scales: torch.Tensor,
+        limit: int,
+        groups: Scales,
+    ) -> torch.Tensor:
+        curve = _curve(relative, a, limit)
+        codes = _codes(relative, curve, limit)
+        table = _curve_table(a, limit)
+        each = spread(scales, weight.shape, block_size(groups))
+        ctx.save_for_backward(a, relative, curve, codes, table, each)
+        ctx.limit = limit
+        return look_up(table, codes) * each
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None, None, None]:
+        a, relative, curve, codes, table, each = ctx.saved_tensors
+        sizes = table.abs()
+        steepness = torch.where(sizes > 0, table.sign() * sizes ** (1 - a), 0)
+        at_weight = torch.xlogy(curve, relative.abs()) * look_up(steepness / ctx.limit, codes)
+        inside = curve <= ctx.limit
+        by_exponent = torch.where(inside, at_weight - look_up(table.sign() * torch.xlogy(sizes, sizes), codes), 0)
+        sums = (gradient * each * by_exponent).sum()
+        return gradient, sums / (a * math.sqrt(codes.numel() * ctx.limit)), None, None, None, None
 
 
 @weight_quantizer("codebook")
-class CodebookWeights(_TableWeights):
+class CodebookWeights(WeightQuantizer):
     """Each weight takes the nearest of a few learned values, times its scale (JLCM, arXiv:2309.17361).
 
     The scale is the mean magnitude of the channel, so that all channels can share the values. They start at the best ones for
@@ -99,12 +131,28 @@ class CodebookWeights(_TableWeights):
         super().__init__(precision, shape, settings)
         self.values = nn.Parameter(torch.tensor(GAUSSIAN_CODEBOOKS[precision.weight_bits]))
 
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        table = self._table()
+        with torch.no_grad():
+            codes, scales = self._nearest(weight, table)
+            each = spread(scales, weight.shape, block_size(self.precision.scales))
+        result: torch.Tensor = _LookUp.apply(weight, table, codes, each)  # type: ignore[no-untyped-call]
+        return result
+
+    def encode(self, weight: torch.Tensor) -> EncodedWeight:
+        with torch.no_grad():
+            table = self._table()
+            codes, scales = self._nearest(weight, table)
+        block = block_size(self.precision.scales)
+        return EncodedWeight(codes.to(torch.int8), scales, table, self.precision.weight_bits, block)
+
     def _table(self) -> torch.Tensor:
         return torch.cat([self.values, self.values.new_zeros(1)]).sort().values
 
-    def _codes(self, weight: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _nearest(self, weight: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scales = mean_magnitude(grouped(weight.abs(), self.precision.scales)).clamp_min(SMALLEST_SCALE)
-        return nearest(weight * spread(scales.reciprocal(), weight.shape, self.block), table), scales
+        each = spread(scales.reciprocal(), weight.shape, block_size(self.precision.scales))
+        return nearest(weight * each, table), scales
 
 
 def nearest(x: torch.Tensor, table: torch.Tensor) -> torch.Tensor:

@@ -76,7 +76,7 @@ def maximum_step(magnitudes: torch.Tensor, limit: int) -> torch.Tensor:
     """Step with which the largest magnitude of a group lies on the last level, `limit`.
 
     With the three levels -1, 0, 1 that would leave nearly all weights at 0. There three cells of equal width cover the range:
-    the largest magnitude lies at the end of the last cell, one step and a half from 0.
+    the largest magnitude lies at the end of the last cell, one and a half steps from 0.
 
     Args:
         magnitudes: `(rows, columns, members)`.

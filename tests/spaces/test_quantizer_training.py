@@ -83,12 +83,12 @@ def test_weights_without_a_gradient_would_be_seen() -> None:
 def error_after(quantizer: nn.Module, weight: torch.Tensor, steps: int = 200) -> tuple[float, float]:
     """Squared error before and after learning nothing but the quantizer."""
     optimizer = torch.optim.Adam(quantizer.parameters(), lr=0.01)
-    before = float((quantizer(weight) - weight).square().mean())
+    before = float((quantizer(weight) - weight).detach().square().mean())
     for _ in range(steps):
         optimizer.zero_grad()
         (quantizer(weight) - weight).square().mean().backward()
         optimizer.step()
-    return before, float((quantizer(weight) - weight).square().mean())
+    return before, float((quantizer(weight) - weight).detach().square().mean())
 
 
 @pytest.mark.parametrize(("text", "wrong"), [("w4", 4.0), ("w4", 0.3), ("w2", 2.0), ("w3@32", 0.4)])
@@ -96,7 +96,7 @@ def test_a_wrong_step_is_learned(text: str, wrong: float) -> None:
     weight = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
     quantizer = quantizer_of(parse_precision(text), (16, 256), QuantizerSettings(scale="learned"))
     assert isinstance(quantizer, IntegerWeights)
-    best = float((quantizer(weight) - weight).square().mean())
+    best = float((quantizer(weight) - weight).detach().square().mean())
     with torch.no_grad():
         quantizer.steps *= wrong
     before, after = error_after(quantizer, weight)
@@ -110,7 +110,7 @@ def test_a_wrong_exponent_and_a_wrong_codebook_are_learned() -> None:
     codebook = quantizer_of(parse_precision("codebook3"), (16, 256))
     assert isinstance(power, PowerWeights)
     assert isinstance(codebook, CodebookWeights)
-    best_power, best_codebook = (float((q(weight) - weight).square().mean()) for q in (power, codebook))
+    best_power, best_codebook = (float((q(weight) - weight).detach().square().mean()) for q in (power, codebook))
     with torch.no_grad():
         power.exponent.fill_(1.2)
         codebook.values *= 0.6
