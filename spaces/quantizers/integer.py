@@ -1,7 +1,8 @@
 """Integer weights: a uniform grid, symmetric around 0, whose last level is 127, 7, 3 or 1 for 8, 4, 3 or 2 bits.
 
 The level -(2**(bits-1)) is not used, so that a weight can change its sign with the factor of a batch norm; `MatMulNBits` takes
-the codes with zero point 2**(bits-1). With 2 bits that leaves -1, 0, 1.
+the codes with zero point 2**(bits-1). With 2 bits that leaves -1, 0, 1: on a normally distributed weight the squared error of
+`ternary`, half of `binary`'s.
 """
 
 from __future__ import annotations
@@ -61,13 +62,13 @@ def weight_levels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def ruled_step(weight: torch.Tensor, scales: Scales, limit: int, settings: QuantizerSettings) -> torch.Tensor:
     """Steps `(rows, columns)` by a rule that learns nothing; `learned` counts as `maximum`.
 
-    With three levels `maximum` is `statistics`: up to the largest magnitude, they would be worse than two.
+    With three levels each rule is `statistics`: up to the largest magnitude, they would be worse than two.
     """
     magnitudes = grouped(weight.detach().abs(), scales)
-    if settings.scale == "percentile":
-        return percentile_step(magnitudes, group_sizes(weight.shape, scales), limit, settings.percentile)
     if settings.scale == "statistics" or limit == 1:
         return statistical_step(magnitudes, limit)
+    if settings.scale == "percentile":
+        return percentile_step(magnitudes, group_sizes(weight.shape, scales), limit, settings.percentile)
     return maximum_step(magnitudes, limit)
 
 

@@ -24,7 +24,7 @@ CASES = [
     *((text, QuantizerSettings()) for text in ("w8", "w4", "w3", "w2", "w4@tensor", "w4@inputs", "w4@32")),
     *((text, QuantizerSettings(scale="learned")) for text in ("w8", "w3", "w2", "w2@32")),
     *((text, QuantizerSettings(scale="statistics")) for text in ("w3", "w2")),
-    ("w2", QuantizerSettings(scale="percentile", percentile=0.95, annealing=True)),
+    ("w3", QuantizerSettings(scale="percentile", percentile=0.95, annealing=True)),
     *(("binary", QuantizerSettings(binary=binary)) for binary in ("straight_through", "reste", "biper")),
     *((text, QuantizerSettings()) for text in ("ternary", "power3", "codebook2", "codebook4", "partial@1/8")),
 ]

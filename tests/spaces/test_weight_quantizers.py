@@ -193,7 +193,7 @@ def test_more_bits_have_less_error(shape: tuple[int, ...]) -> None:
     def error(text: str, rule: str) -> float:
         return float((made(text, shape, QuantizerSettings(scale=rule))(weight) - weight).detach().square().mean())
 
-    for rule in ("maximum", "statistics", "learned"):
+    for rule in RULES:
         errors = [error(text, rule) for text in ("binary", "w2", "w3", "w4", "w8")]
         assert errors == sorted(errors, reverse=True)
         assert error("w4@32", rule) < error("w4@tensor", rule)
@@ -268,9 +268,10 @@ def test_8_bits_by_the_maximum_are_what_torch_computes(seed: int, shape: tuple[i
 
 def reference_step(group: np.ndarray, limit: int, rule: str, percentile: float) -> float:
     magnitudes = np.sort(np.abs(group))[::-1]
-    largest = magnitudes[int(np.floor((1 - percentile) * len(group) + 1e-9))] if rule == "percentile" else magnitudes[0]
+    dropped = int(np.floor((1 - percentile) * len(group) + 1e-9)) if rule == "percentile" and limit > 1 else 0
+    largest = magnitudes[dropped]
     step = largest * 2 / 3 if limit == 1 else largest / limit
-    if (rule == "statistics" and limit in GAUSSIAN_STEPS) or (rule == "maximum" and limit == 1):
+    if (rule == "statistics" and limit in GAUSSIAN_STEPS) or limit == 1:
         step = min(step, magnitudes.mean() * GAUSSIAN_STEPS[limit])
     return float(step)
 
@@ -397,17 +398,18 @@ def test_learned_steps_start_with_the_part_that_is_seen_and_start_again_when_los
 
 
 def test_annealing_leaves_only_the_weights_near_a_threshold_to_learn() -> None:
-    quantizer = made("w3", (1, 6), QuantizerSettings(annealing=True))
-    inside = 0.4 * ANNEALING_BOUNDARY
-    weight = torch.tensor([[3.0, 0.5 + inside, -1.5 + inside, 0.5 + 3 * ANNEALING_BOUNDARY, 1.0, 0.0]]).requires_grad_()
-    for progress, expected in ((0.5, [1, 1, 1, 1, 1, 1]), (0.95, [0, 1, 1, 0, 0, 0])):
+    """The largest weight lies outside of the grid, where there is no threshold any more."""
+    quantizer = made("w3", (1, 7), QuantizerSettings(scale="percentile", percentile=0.85, annealing=True))
+    near, far = 0.4 * ANNEALING_BOUNDARY, 3 * ANNEALING_BOUNDARY
+    weight = torch.tensor([[3.5, 3.0, 0.5 + near, -1.5 + near, 0.5 + far, 1.0, 0.0]]).requires_grad_()
+    for progress, expected in ((0.5, [1] * 7), (0.95, [0, 0, 1, 1, 0, 0, 0])):
         quantizer.progress = progress
         weight.grad = None
         values = quantizer(weight)
         values.sum().backward()
         assert weight.grad is not None
         assert weight.grad[0].tolist() == expected
-        assert values[0].tolist() == [3, 1, -1, 1, 1, 0]
+        assert values[0].tolist() == [3, 3, 1, -1, 1, 1, 0]
 
 
 # -- ternary, binary, partial -------------------------------------------------------------------------------------------------
