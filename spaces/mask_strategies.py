@@ -226,8 +226,8 @@ class GraNet(Gradual):
     of their gradient: so small that the function does not change, yet a mask by magnitude keeps exactly them. The exchanged
     share falls along a cosine to 0 at the end, and never exceeds what is removed.
 
-    Trains one sparsity per layer, at its full width. Meant for patterns that choose single weights: unstructured, and n:m,
-    where a weight regrows within its m. A block that keeps some of its weights keeps its place.
+    Trains one sparsity per layer, at its full width, and only with patterns that choose single weights: unstructured, and n:m,
+    where a weight regrows within its m. A group or block that keeps some of its weights would keep its place and lose the rest.
 
     Args:
         begin: progress at which pruning and regeneration start.
@@ -240,6 +240,7 @@ class GraNet(Gradual):
     """
 
     one_sparsity: ClassVar[bool] = True
+    single_weights: ClassVar[bool] = True
     every: int = 100
     regrown_share: float = 0.5
     # Which weights were kept when the step began: between `before_step` and `after_step` only, as the optimizer moves zeros.

@@ -54,11 +54,13 @@ class MaskTraining:
     Attributes:
         one_sparsity: trains one sparsity per layer only: it changes stored weights outside of the mask, which a denser
             network of the same supernet would compute with.
+        single_weights: works with patterns only that choose single weights, such as unstructured and n:m.
         step: optimizer steps done when the current one began.
         progress: 0 at the start, 1 at the end of the training.
     """
 
     one_sparsity: ClassVar[bool] = False
+    single_weights: ClassVar[bool] = False
     step: int = field(default=0, init=False)
     progress: float = field(default=0.0, init=False)
 

@@ -185,10 +185,10 @@ def stepped(
 
 
 @pytest.mark.parametrize("pattern", [largest_share, largest_of_four])
-@given(seed=st.integers(0, 1000), progress=st.floats(0.0, 0.99))
-@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 1000), progress=st.floats(0.0, 0.99), offset=st.sampled_from([0.0, -5.0]))
+@settings(max_examples=30, deadline=None)
 def test_granet_keeps_the_number_and_regrows_the_largest_gradients(
-    pattern: Callable[[torch.Tensor, Fraction], torch.Tensor], seed: int, progress: float
+    pattern: Callable[[torch.Tensor, Fraction], torch.Tensor], seed: int, progress: float, offset: float
 ) -> None:
     training = create_mask_training("granet", every=1, regrown_share=0.5, initial_share=0.0)
     training.progress = progress
@@ -196,7 +196,7 @@ def test_granet_keeps_the_number_and_regrows_the_largest_gradients(
     dense = random(8, 16, seed=seed)
     kept = mask_function(dense) == 1
     parameter = torch.nn.Parameter(dense * kept)
-    parameter.grad = random(8, 16, seed=seed + 1)
+    parameter.grad = random(8, 16, seed=seed + 1) + offset
     move = 0.5 * random(8, 16, seed=seed + 2)
     stepped(training, parameter, mask_function, move)
 
@@ -218,6 +218,16 @@ def test_granet_keeps_the_number_and_regrows_the_largest_gradients(
     assert torch.equal(found[regrown], -REGROWN_MAGNITUDE * parameter.grad.sign()[regrown])
     if pattern is largest_share and exchanged:
         assert parameter.grad.abs()[regrown].min() >= parameter.grad.abs()[~survives & ~regrown].max()
+
+
+@every_training
+def test_only_trainings_of_one_sparsity_change_removed_weights(name: str) -> None:
+    training, dense = create_mask_training(name), random(8, 16)
+    parameter = torch.nn.Parameter(dense.clone())
+    stepped(training, parameter, partial(largest_share, share=Fraction(1, 4)), torch.zeros(8, 16).double())
+    inside = largest_share(dense, Fraction(1, 4)) == 1
+    assert torch.equal(parameter[inside], dense[inside])
+    assert torch.equal(parameter[~inside], dense[~inside]) is not training.one_sparsity
 
 
 def test_granet_holds_removed_weights_at_zero_between_regenerations() -> None:
