@@ -249,7 +249,7 @@ class GraNet(Gradual):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_range("regrown_share", self.regrown_share, 0.0, 1.0)
-        if not isinstance(self.every, int) or self.every < 1:
+        if type(self.every) is not int or self.every < 1:
             raise UserError(f"mask training option every is {self.every!r}; allowed is a whole number of steps from 1")
 
     def apply(self, weight: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

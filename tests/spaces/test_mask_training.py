@@ -278,6 +278,7 @@ def test_granet_prunes_along_its_schedule_and_never_exchanges_what_is_not_remove
         ("iterative_shrinkage", {"shrink": 1.01}, "shrink is 1.01"),
         ("granet", {"every": 0}, "every is 0; allowed is a whole number"),
         ("granet", {"every": 2.5}, "every is 2.5"),
+        ("granet", {"every": True}, "every is True"),
         ("granet", {"regrown_share": True}, "regrown_share is True"),
     ],
 )
