@@ -122,7 +122,7 @@ def _is_float(spec: LayerSpec) -> bool:
 
 
 def _has_groups(spec: LayerSpec) -> bool:
-    return spec.operator == "conv2d" and spec.groups == 1 and parse(spec.sparsity)[0] == "group"
+    return spec.operator == "conv2d" and spec.groups == 1 and parse(spec.sparsity).pattern == "group"
 
 
 @lowering("fp32", _is_float)

@@ -70,7 +70,7 @@ def pair_features(pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def _features(spec: LayerSpec, lowering: str) -> list[float]:
-    pattern, share = parse(spec.sparsity)
+    sparsity = parse(spec.sparsity)
     sizes = (spec.macs, spec.in_channels, spec.out_channels, spec.input_elements, spec.output_elements, spec.kept_weights)
     flags = (
         spec.depthwise,
@@ -82,11 +82,11 @@ def _features(spec: LayerSpec, lowering: str) -> list[float]:
         spec.skip_bits == FLOAT_BITS,
         *(spec.operator == name for name in OPERATORS),
         *(lowering == name for name in LOWERINGS),
-        *(pattern == name for name in PATTERNS),
+        *(sparsity.pattern == name for name in PATTERNS),
     )
     # Kernels work on 16 or 32 channels at once; what is left over costs as much as a full block.
     blocks = [c % block / block for c in (spec.in_channels, spec.out_channels) for block in (16, 32)]
-    return [*np.log1p(sizes), spec.height, spec.kernel, spec.stride, float(share), *map(float, flags), *blocks]
+    return [*np.log1p(sizes), spec.height, spec.kernel, spec.stride, float(sparsity.kept), *map(float, flags), *blocks]
 
 
 def _with_one(x: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ import json
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 
-from spaces.sparsity import kept_inputs
+from spaces.sparsity import kept_weights
 
 FLOAT_BITS = 32
 INPUT = "input"
@@ -101,10 +101,7 @@ class LayerSpec:
     @property
     def kept_weights(self) -> int:
         """Weights left by the sparsity pattern."""
-        if not self.weight_shape:
-            return 0
-        kept = kept_inputs(self.sparsity, self.in_channels // self.groups)
-        return self.out_channels * kept * self.kernel**2
+        return kept_weights(self.sparsity, self.weight_shape) if self.weight_shape else 0
 
     @property
     def parameters(self) -> int:

@@ -197,7 +197,7 @@ def _sparsities(texts: object) -> tuple[str, ...]:
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
         raise UserError(f"sparsities is {texts!r}; allowed is a list such as [dense,group@1/2,group@1/4]")
     distinct = {parse(text): text for text in reversed(texts)}
-    return tuple(distinct[key] for key in sorted(distinct, key=lambda key: (key[1], key[0])))
+    return tuple(distinct[key] for key in sorted(distinct, key=lambda s: (s.kept, s.pattern, s.sizes)))
 
 
 def _ascending(what: str, values: object) -> tuple[int, ...]:
