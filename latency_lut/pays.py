@@ -8,15 +8,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
 from latency_lut.lowering import applicable
 from latency_lut.table import LatencyTable
-from spaces.layers import FLOAT_BITS, LayerSpec
+from spaces.layers import LayerSpec
+from spaces.precision import FLOAT, FLOAT_BITS
 
 SIZE_NAMES = ("small", "medium", "large")
 MARGIN = 1.02
+RANK_SHARES = 8  # ranks are named by a share with at most this denominator
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,7 @@ class Pays:
     Args:
         kind: of layer, see `LayerSpec.kind`.
         size_class: `small`, `medium` or `large` with its bound in dense MACs.
-        choice: precision and sparsity, such as `int8 group@1/2`.
+        choice: precision, sparsity and rank, such as `int8 group@1/2`.
         pairs: layers that were measured both ways.
         median_ratio: time of the dense float layer over the time of this choice; above 1 is faster.
         share_faster: share of the layers for which the choice is faster.
@@ -85,7 +88,7 @@ def never_pays(rows: Sequence[Pays]) -> list[str]:
 
 
 def _dense_float(spec: LayerSpec) -> LayerSpec:
-    return replace(spec, weight_bits=FLOAT_BITS, sparsity="dense")
+    return replace(spec, precision=FLOAT, sparsity="dense", rank=0)
 
 
 def _references(spec: LayerSpec) -> list[LayerSpec]:
@@ -96,9 +99,10 @@ def _references(spec: LayerSpec) -> list[LayerSpec]:
 
 
 def _choice(spec: LayerSpec) -> str:
-    precision = "int8" if spec.weight_bits < FLOAT_BITS else ""
+    precision = "" if spec.precision == FLOAT else "int8" if spec.precision == "w8a8" else spec.precision
     sparsity = "" if spec.sparsity == "dense" else spec.sparsity
-    return " ".join(part for part in (precision, sparsity) if part) or "float beside int8"
+    rank = f"rank {Fraction(spec.rank, spec.full_rank).limit_denominator(RANK_SHARES)}" if spec.rank else ""
+    return " ".join(part for part in (precision, sparsity, rank) if part) or "float beside int8"
 
 
 def _bounds(specs: Sequence[LayerSpec]) -> dict[str, np.ndarray]:

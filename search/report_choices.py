@@ -16,7 +16,8 @@ import plotly.graph_objects as go
 from search.report_figures import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, figure_of, hover_of, safe, with_numbers
 from search.report_text import Summary, microseconds, ratio, shown
 
-PRECISIONS = {32: ("float", ORANGE), 8: ("int8", BLUE), 4: ("int4", PINK), 2: ("int2", GREEN)}  # colours by bits
+PRECISIONS = {"fp32": ("float", ORANGE), "w8a8": ("int8", BLUE)}
+OTHER_COLOURS = (PINK, GREEN, SKY)
 
 
 def layers(summary: Summary) -> go.Figure | None:
@@ -26,11 +27,13 @@ def layers(summary: Summary) -> go.Figure | None:
     if not columns:
         return None
     figure = figure_of(100 + 38 * len(winners) + round(6.2 * max(len(name) for name in columns)), "", "")
+    others = sorted({str(layer.get("precision")) for w in winners for layer in w["layers"]} - set(PRECISIONS))
+    named = PRECISIONS | {text: (text, OTHER_COLOURS[i % len(OTHER_COLOURS)]) for i, text in enumerate(others)}
     place = {name: index for index, name in enumerate(columns)}
     styles: dict[tuple[str, str, str], list[tuple[int, int, Mapping[str, Any]]]] = {}
     for row, w in enumerate(winners):
         for layer in w["layers"]:
-            name, colour = PRECISIONS.get(layer.get("weight_bits"), (f"{layer.get('weight_bits')} bits", SKY))
+            name, colour = named[str(layer.get("precision"))]
             style = ("no weights", "dense", GREY) if layer.get("kind") == "pool" else (name, str(layer.get("sparsity")), colour)
             styles.setdefault(style, []).append((place[str(layer.get("name"))], row, layer))
     cells = [cell for group in styles.values() for cell in group]
@@ -71,7 +74,7 @@ def _layer_text(winner: Mapping[str, Any], layer: Mapping[str, Any]) -> str:
         f"<br>{safe(layer.get('kind', layer.get('operator', '')))} {safe(layer.get('in_channels', ''))} → "
         f"{safe(layer.get('out_channels', ''))} channels, kernel {safe(layer.get('kernel', ''))}, "
         f"input {safe(layer.get('height', ''))} rows"
-        f"<br>{safe(layer.get('weight_bits', ''))} bits, {safe(layer.get('sparsity', ''))}"
+        f"<br>{safe(layer.get('precision', ''))}, {safe(layer.get('sparsity', ''))}"
         f"<br>shipped as {safe(layer.get('lowering', ''))}"
         f"<br>{shown(layer.get('macs'), ',.0f')} MACs, predicted {microseconds(layer.get('predicted_us'))}"
     )

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 from spaces.choice import Architecture, Choice, Option
 from spaces.errors import UserError
-from spaces.layers import FLOAT_BITS, INPUT, Network, NetworkBuilder
+from spaces.layers import INPUT, Network, NetworkBuilder
+from spaces.precision import parse_precision
 from spaces.space import Space
 from spaces.sparsity import GROUP_BLOCKS, parse
 
@@ -42,7 +43,7 @@ class MobileSpace(Space):
         expansions: ratios of a block's inner to its input width; at 1 the block has no expanding convolution.
         kernels: odd sides of the depthwise kernels.
         head: widths of the last convolution.
-        precisions: bits of a convolution, out of 8 and 32.
+        precisions: of every convolution and the classifier, e.g. `w8a8` and `fp32`; the first is the cheapest.
         sparsities: of convolutions that mix channels, e.g. `dense` and `group@1/2`.
         max_width: widths above it are left out.
         width_per_block: a width for every block instead of every stage.
@@ -63,7 +64,7 @@ class MobileSpace(Space):
         expansions: Sequence[int],
         kernels: Sequence[int],
         head: Sequence[int],
-        precisions: Sequence[int],
+        precisions: Sequence[str],
         sparsities: Sequence[str],
         stem_stride: int = 1,
         max_width: int | None = None,
@@ -75,10 +76,13 @@ class MobileSpace(Space):
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise UserError(f"kernels are {list(kernels)}; allowed are odd numbers")
         self.expansions = _ascending("expansions", expansions)
-        self.precisions = _ascending("precisions", precisions)
-        if not set(self.precisions) <= {8, FLOAT_BITS}:
-            raise UserError(f"precisions are {list(precisions)}; allowed are 8 and {FLOAT_BITS}")
+        self.precisions = _precisions(precisions)
         self.sparsities = _sparsities(sparsities)
+        without_zero = [text for text in self.precisions if not parse_precision(text).has_zero]
+        if without_zero and self.sparsities != ("dense",):
+            raise UserError(
+                f"precision {without_zero[0]} has no zero for sparse weights; allowed with it is sparsities=[dense]"
+            )
         self.resolutions = _ascending("resolutions", resolutions)
         self.stem = self._widths("stem", stem, max_width)
         self.head = self._widths("head", head, max_width)
@@ -149,7 +153,7 @@ class MobileSpace(Space):
             kernel=3,
             stride=self.stem_stride,
             activation="relu",
-            weight_bits=a.integer("stem.precision"),
+            precision=str(a["stem.precision"]),
         )
         for s, stage in enumerate(self.stages, 1):
             for b in range(1, a.integer(f"stage{s}.depth") + 1):
@@ -159,7 +163,7 @@ class MobileSpace(Space):
                 x, width = self._block(net, a, block, x, width, out, stride), out
         x = self._mix(net, a, "head", x, a.integer("head.width"), "relu")
         x = net.add("pool", "global_pool", x)
-        net.add("classifier", "linear", x, self.classes, weight_bits=a.integer("classifier.precision"))
+        net.add("classifier", "linear", x, self.classes, precision=str(a["classifier.precision"]))
         return net.build()
 
     def _block(self, net: NetworkBuilder, a: Architecture, block: str, x: str, width: int, out: int, stride: int) -> str:
@@ -175,21 +179,28 @@ class MobileSpace(Space):
             stride=stride,
             depthwise=True,
             activation="relu",
-            weight_bits=a.integer(f"{block}.depthwise.precision"),
+            precision=str(a[f"{block}.depthwise.precision"]),
         )
         skip = source if stride == 1 and width == out else None
         return self._mix(net, a, f"{block}.project", x, out, "none", skip)
 
     def _mix(self, net: NetworkBuilder, a: Architecture, name: str, x: str, out: int, act: str, skip: str | None = None) -> str:
         """A 1x1 convolution with its own precision and sparsity."""
-        bits, sparsity = a.integer(f"{name}.precision"), str(a[f"{name}.sparsity"])
-        return net.add(name, "conv2d", x, out, activation=act, weight_bits=bits, sparsity=sparsity, skip=skip)
+        precision, sparsity = str(a[f"{name}.precision"]), str(a[f"{name}.sparsity"])
+        return net.add(name, "conv2d", x, out, activation=act, precision=precision, sparsity=sparsity, skip=skip)
 
 
 def _positive(what: str, value: object) -> int:
     if type(value) is not int or value < 1:
         raise UserError(f"{what} is {value!r}; allowed are positive integers")
     return value
+
+
+def _precisions(texts: object) -> tuple[str, ...]:
+    """Distinct precisions by the bits of weights and arithmetic, the cheapest first."""
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
+        raise UserError(f"precisions is {texts!r}; allowed is a list such as [w8a8,fp32]")
+    return tuple(sorted(set(texts), key=lambda text: (parse_precision(text).bits, not parse_precision(text).integer, text)))
 
 
 def _sparsities(texts: object) -> tuple[str, ...]:

@@ -292,7 +292,9 @@ def _share_of(units: int, kept: Fraction) -> int:
 
 def _quotient(name: str, what: str, number: int, divisor: int) -> int:
     if number % divisor:
-        raise UserError(f"{name} sparsity needs {what} divisible by {divisor}, got {number}; change that width or leave it dense")
+        raise UserError(
+            f"{name} sparsity needs {what} divisible by {divisor}, got {number}; change that width or leave it dense"
+        )
     return number // divisor
 
 

@@ -75,7 +75,7 @@ def small_space() -> MobileSpace:
         expansions=[1, 2],
         kernels=[3, 5],
         head=[16, 24],
-        precisions=[8, 32],
+        precisions=["w8a8", "fp32"],
         sparsities=["dense", "group@1/2", "group@1/4"],
     )
 
@@ -172,7 +172,7 @@ def tiny_space() -> MobileSpace:
         expansions=[2],
         kernels=[3],
         head=[16],
-        precisions=[8, 32],
+        precisions=["w8a8", "fp32"],
         sparsities=["dense", "group@1/2", "group@1/4"],
     )
 

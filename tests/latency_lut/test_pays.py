@@ -11,11 +11,12 @@ from latency_lut.lowering import applicable
 from latency_lut.pays import MARGIN, Pays, never_pays, what_pays
 from latency_lut.table import LatencyTable, pair_key
 from latency_lut.timing import Timing
-from spaces.layers import FLOAT_BITS, LayerSpec
+from spaces.layers import LayerSpec
 from spaces.mobile import MobileSpace
+from spaces.precision import FLOAT_BITS
 
 DENSE = LayerSpec("conv2d", 32, 32, 8, 8, activation="relu")
-INT8 = replace(DENSE, weight_bits=8, input_bits=8, output_bits=8)
+INT8 = replace(DENSE, precision="w8a8", input_bits=8, output_bits=8)
 GROUP = replace(DENSE, sparsity="group@1/2")
 
 
@@ -72,7 +73,7 @@ def test_medians_and_shares_over_several_layers_of_one_size(tiny_space: MobileSp
     for index, ratio in enumerate([0.5, 2.0, 4.0]):
         spec = replace(DENSE, activation=("relu", "none", "relu")[index], skip_bits=(0, 0, FLOAT_BITS)[index])
         times_us[spec, "fp32"] = 10.0
-        integer = replace(spec, weight_bits=8, input_bits=8, output_bits=8)
+        integer = replace(spec, precision="w8a8", input_bits=8, output_bits=8)
         times_us[integer, "qdq_u8"] = 10.0 / ratio
     row = rows_of(tiny_space, x86, times_us)["int8"]
     assert row.pairs == 3
@@ -84,7 +85,7 @@ def test_a_choice_that_pays_in_one_size_is_not_called_useless(tiny_space: Mobile
     for width, ratio in ((8, 0.5), (32, 0.8), (128, 3.0)):
         spec = replace(DENSE, in_channels=width, out_channels=width)
         times_us[spec, "fp32"] = 10.0
-        times_us[replace(spec, weight_bits=8, input_bits=8, output_bits=8), "qdq_u8"] = 10.0 / ratio
+        times_us[replace(spec, precision="w8a8", input_bits=8, output_bits=8), "qdq_u8"] = 10.0 / ratio
     rows = what_pays(table_of(tiny_space, x86, times_us))
     assert {row.size_class.split(" ")[0]: row.pays for row in rows} == {"small": False, "medium": False, "large": True}
     assert never_pays(rows) == []

@@ -236,7 +236,7 @@ def test_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_layers_stand_in_the_order_of_the_network_with_gaps() -> None:
     def winner(*names: str) -> dict[str, Any]:
-        return {"layers": [{"name": name, "weight_bits": 8, "sparsity": "group@1/4"} for name in names]}
+        return {"layers": [{"name": name, "precision": "w8a8", "sparsity": "group@1/4"} for name in names]}
 
     rows = [winner("stem", "b2", "b10", "head"), winner("stem", "b3", "head"), winner("stem", "b1", "b2")]
     figure = layers({"winners": rows})

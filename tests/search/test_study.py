@@ -119,7 +119,7 @@ def measure(tiny_space: MobileSpace) -> Measure:
 
     def evaluate(architecture: Architecture) -> Evaluation:
         network = tiny_space.network(architecture)
-        value = 0.2 + 0.1 * np.log(network.weight_bytes / 500) + 0.1 * (architecture["stem.precision"] == 8)
+        value = 0.2 + 0.1 * np.log(network.weight_bytes / 500) + 0.1 * (architecture["stem.precision"] == "w8a8")
         return Evaluation(float(np.clip(value, 0, 1)), 1.0)
 
     return evaluate
