@@ -101,7 +101,7 @@ def condition(summary: Summary) -> str:
     threads, batch = device.get("threads", "n/a"), device.get("batch", "n/a")
     parts = [
         f"{device.get('name', 'device')} ({device.get('cpu', 'CPU unknown')})",
-        str(device.get("runtime", "runtime unknown")),
+        f"{device.get('runtime', 'runtime unknown')} {device.get('runtime_version', '')}".rstrip(),
     ]
     parts += [str(device["provider"])] if "provider" in device else []
     parts += [f"{threads} thread{'' if threads == 1 else 's'}", f"batch {batch}"]
@@ -132,6 +132,12 @@ def nearest_miss(summary: Summary) -> str:
     miss = (summary.get("study") or {}).get("nearest_miss") or {}
     told = miss.get("text") or f"{miss.get('constraint', '')} (reached {miss.get('value', 'n/a')} {miss.get('unit', '')})"
     return f"Nearest miss: {told}" if miss else ""
+
+
+def views(summary: Summary) -> list[Summary]:
+    """The summary as each device sees it: parts that are per device are its own. Only the summary where there is one device."""
+    devices = summary.get("devices") or {}
+    return [{**summary, **(parts or {}), "devices": {}} for parts in devices.values()] if len(devices) > 1 else [summary]
 
 
 def device_of(summary: Summary) -> Mapping[str, Any]:
