@@ -14,6 +14,7 @@ FAMILIES = {
     "largest_float": "largest float network",
     "random": "random search",
 }
+PER_DEVICE = ("table", "latency_model", "study", "front", "winners", "baselines", "beats", "pays", "does_not_pay")
 CLAIMS = ("uniform_int8", "uniform_float", "largest_float")  # the baselines that the heading names
 
 
@@ -137,7 +138,10 @@ def nearest_miss(summary: Summary) -> str:
 def views(summary: Summary) -> list[Summary]:
     """The summary as each device sees it: parts that are per device are its own. Only the summary where there is one device."""
     devices = summary.get("devices") or {}
-    return [{**summary, **(parts or {}), "devices": {}} for parts in devices.values()] if len(devices) > 1 else [summary]
+    if len(devices) < 2:
+        return [summary]
+    shared = {name: value for name, value in summary.items() if name not in (*PER_DEVICE, "devices")}
+    return [{**shared, **(parts or {})} for parts in devices.values()]
 
 
 def device_of(summary: Summary) -> Mapping[str, Any]:
