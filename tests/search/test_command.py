@@ -439,6 +439,15 @@ def test_a_device_that_is_added_costs_no_training_and_no_evaluation(
     assert front_of(copy) == []
 
 
+def test_a_study_is_done_again_when_it_looks_for_something_else(call: Call, copy: Path, tmp_path: Path) -> None:
+    same = call(tmp_path, "run=run", "objectives=[accuracy,latency@x86]", "stages=[study]")  # what latency means there
+    assert "study: done before" in same.out
+    other = call(tmp_path, "run=run", "objectives=[accuracy,size]", "stages=[study]")
+    assert (other.status, other.err) == (0, "")
+    assert "study: done before" not in other.out
+    assert list(front_of(copy)[0]) == ["device", "accuracy", "size", "latency@x86", "architecture"]
+
+
 def test_when_every_latency_names_its_device_one_front_serves_all(call: Call, both: Path, tmp_path: Path) -> None:
     arguments = ("objectives=[accuracy,latency@x86,latency@two]", "export.winners=1", "export.random_winners=1")
     ended = call(tmp_path, "run=run", *arguments)
