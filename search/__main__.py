@@ -23,7 +23,7 @@ from rich.console import Console
 
 from latency_lut.command import run_hydra
 from search.job import EvaluationSettings, ExportSettings, Job, ProfileSettings
-from search.objectives import parse_constraint, parse_objectives
+from search.objectives import goals_of, parse_constraint, parse_objectives
 from search.progress import StageProgress
 from search.report import print_front
 from search.run import Run, digest
@@ -156,8 +156,7 @@ def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress
         data=data,
         channels=config.data.channels,
         classes=config.data.classes,
-        objectives=objectives,
-        constraints=constraints,
+        goals=goals_of(objectives, constraints, names),
         seed=config.seed,
         training=training,
         predictor=lambda: predictor(seed=config.seed),

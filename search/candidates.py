@@ -173,44 +173,45 @@ class _JournalBuffer(BaseJournalBackend):
         self.logs += logs
 
 
-def archive(
-    path: Path,
-    name: str,
-    space: Space,
-    candidates: Sequence[tuple[Candidate, Mapping[str, Any]]],
-    objectives: Sequence[Objective],
-) -> None:
-    """Write candidates as a finished Optuna study into a journal file, which `optuna-dashboard` opens.
+@dataclass(frozen=True)
+class FinishedStudy:
+    """What is archived of a study: its candidates, each with user attributes to show beside it, and its objectives in order."""
+
+    candidates: Sequence[tuple[Candidate, Mapping[str, Any]]]
+    objectives: Sequence[Objective]
+
+
+def archive(path: Path, space: Space, studies: Mapping[str, FinishedStudy]) -> None:
+    """Write studies by name into a journal file of Optuna, which `optuna-dashboard` opens.
 
     Args:
         path: the journal; replaced.
-        name: of the study.
         space: of the candidates; inactive choices are not written.
-        candidates: each with user attributes to show beside it.
-        objectives: in the order of the trials' values.
+        studies: by name.
     """
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     buffer = _JournalBuffer()
-    study = optuna.create_study(
-        storage=JournalStorage(buffer),
-        study_name=name,
-        directions=[o.direction for o in objectives],
-        sampler=optuna.samplers.RandomSampler(),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([o.name for o in objectives])
     distributions = distributions_of(space)
-    study.add_trials(
-        optuna.trial.create_trial(
-            params=dict(candidate.architecture),
-            distributions={choice: distributions[choice] for choice in candidate.architecture},
-            values=[candidate.values[o.name] for o in objectives],
-            system_attrs={"constraints:violation": candidate.violation},  # where Optuna keeps `Trial.set_constraint`
-            user_attrs={**candidate.values, "violation": candidate.violation, **attributes},
+    for name, finished in studies.items():
+        study = optuna.create_study(
+            storage=JournalStorage(buffer),
+            study_name=name,
+            directions=[o.direction for o in finished.objectives],
+            sampler=optuna.samplers.RandomSampler(),
         )
-        for candidate, attributes in candidates
-    )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([o.name for o in finished.objectives])
+        study.add_trials(
+            optuna.trial.create_trial(
+                params=dict(candidate.architecture),
+                distributions={choice: distributions[choice] for choice in candidate.architecture},
+                values=[candidate.values[o.name] for o in finished.objectives],
+                system_attrs={"constraints:violation": candidate.violation},  # where Optuna keeps `Trial.set_constraint`
+                user_attrs={**candidate.values, "violation": candidate.violation, **attributes},
+            )
+            for candidate, attributes in finished.candidates
+        )
     JournalFileBackend(str(partial)).append_logs(buffer.logs)
     partial.replace(path)

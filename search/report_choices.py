@@ -5,9 +5,10 @@ Like the others in `search.report_figures`: each takes the whole summary and ret
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -23,33 +24,28 @@ OTHER_COLOURS = (PINK, GREEN, SKY)
 def layers(summary: Summary) -> go.Figure | None:
     """One row per winner, one cell per layer along the depth: colour is precision, the filled share is what sparsity keeps."""
     winners = [w for w in summary.get("winners") or [] if w.get("layers")]
-    columns = _merged([[str(layer.get("name")) for layer in w["layers"]] for w in winners])
+    columns = merged([[str(layer.get("name")) for layer in w["layers"]] for w in winners])
     if not columns:
         return None
     figure = figure_of(100 + 38 * len(winners) + round(6.2 * max(len(name) for name in columns)), "", "")
-    others = sorted({str(layer.get("precision")) for w in winners for layer in w["layers"]} - set(PRECISIONS))
-    named = PRECISIONS | {text: (text, OTHER_COLOURS[i % len(OTHER_COLOURS)]) for i, text in enumerate(others)}
     place = {name: index for index, name in enumerate(columns)}
     styles: dict[tuple[str, str, str], list[tuple[int, int, Mapping[str, Any]]]] = {}
     for row, w in enumerate(winners):
         for layer in w["layers"]:
-            name, colour = named[str(layer.get("precision"))]
-            style = ("no weights", "dense", GREY) if layer.get("kind") == "pool" else (name, str(layer.get("sparsity")), colour)
-            styles.setdefault(style, []).append((place[str(layer.get("name"))], row, layer))
+            styles.setdefault(style_of(layer), []).append((place[str(layer.get("name"))], row, layer))
     cells = [cell for group in styles.values() for cell in group]
     box = {"color": "#E9ECF0", "line": {"width": 0}}
     base = [row + 0.1 for _, row, _ in cells]
     whole = {"width": 0.88, "marker": box, "showlegend": False, **hover_of(_layer_text(winners[row], x) for _, row, x in cells)}
     figure.add_bar(x=[x for x, _, _ in cells], y=[0.8] * len(cells), base=base, **whole)
-    stripes = {"fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.2}
-    patterns = dict(zip(sorted({s for _, s, _ in styles}, key=_kept, reverse=True), ("", "/", "x", ".", "-"), strict=False))
-    for (name, sparsity, colour), group in sorted(styles.items(), key=lambda item: (item[0][0], -_kept(item[0][1]))):
+    patterns = patterns_of(sparsity for _, sparsity, _ in styles)
+    for (name, sparsity, colour), group in sorted(styles.items(), key=lambda item: (item[0][0], -kept(item[0][1]))):
         figure.add_bar(
             x=[x for x, _, _ in group],
-            y=[0.8 * _kept(sparsity)] * len(group),
-            base=[row + 0.9 - 0.8 * _kept(sparsity) for _, row, _ in group],
+            y=[0.8 * kept(sparsity)] * len(group),
+            base=[row + 0.9 - 0.8 * kept(sparsity) for _, row, _ in group],
             width=0.88,
-            marker={"color": colour, "pattern": {**stripes, "shape": patterns.get(sparsity, "|")}},
+            marker={"color": colour, "pattern": patterns[sparsity]},
             name=safe(name if sparsity == "dense" else f"{name}, {sparsity}"),
             **hover_of(_layer_text(winners[row], layer) for _, row, layer in group),
         )
@@ -66,6 +62,21 @@ def layers(summary: Summary) -> go.Figure | None:
         ticks="",
     )
     return figure.update_layout(barmode="overlay", dragmode=False)
+
+
+def style_of(layer: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Name of the precision, sparsity, and colour of a layer."""
+    text = str(layer.get("precision"))
+    name, colour = PRECISIONS.get(text, (text, OTHER_COLOURS[sum(text.encode()) % len(OTHER_COLOURS)]))
+    return ("no weights", "dense", GREY) if layer.get("kind") == "pool" else (name, str(layer.get("sparsity")), colour)
+
+
+def patterns_of(sparsities: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The pattern that each sparsity is drawn with, densest first."""
+    stripes = {"fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.2}
+    ordered = sorted(set(sparsities), key=lambda sparsity: (-kept(sparsity), sparsity))
+    shapes = itertools.chain(("", "/", "x", ".", "-"), itertools.repeat("|"))
+    return {sparsity: {**stripes, "shape": shape} for sparsity, shape in zip(ordered, shapes, strict=False)}
 
 
 def _layer_text(winner: Mapping[str, Any], layer: Mapping[str, Any]) -> str:
@@ -131,7 +142,7 @@ def pays(summary: Summary) -> go.Figure | None:
     return figure.update_layout(dragmode=False, margin_t=10)
 
 
-def _merged(sequences: Sequence[Sequence[str]]) -> list[str]:
+def merged(sequences: Sequence[Sequence[str]]) -> list[str]:
     """All names in one order that agrees with each sequence; between the same neighbours, in the order of the names."""
     merged: list[str] = []
     for sequence in sorted(sequences, key=len, reverse=True):
@@ -151,7 +162,7 @@ def _by_depth(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _kept(sparsity: str) -> float:
+def kept(sparsity: str) -> float:
     """Share of the weights that a sparsity text keeps, for drawing: 1 where it says nothing."""
     try:
         return min(1.0, max(0.05, float(Fraction(sparsity.partition("@")[2] or "1"))))

@@ -176,19 +176,21 @@ def search(summary: Summary) -> go.Figure | None:
 
 
 def hypervolume(summary: Summary) -> go.Figure | None:
-    """Hypervolume after each round, beside random search."""
+    """Hypervolume after the initial evaluations and after each round, of all devices' studies, beside random search."""
     study = summary.get("study") or {}
     values = [number(value) for value in study.get("hypervolume_by_round") or []]
     if not values:
         return None
     figure = figure_of(300, "round", "hypervolume")
     rounds = list(range(1, len(values) + 1))
+    told = [safe(after).replace("round ", "") for after in study.get("hypervolume_after") or []]
+    names = told if len(told) == len(values) else [str(number) for number in rounds]
     figure.add_scatter(x=rounds, y=values, mode="lines+markers", line={"color": BLUE, "width": 2}, name="search")
     by_random = number(study.get("hypervolume_random"))
     if by_random is not None:
         line = {"color": PINK, "width": 2, "dash": "dash"}
         figure.add_scatter(x=[0.75, len(values) + 0.25], y=[by_random] * 2, mode="lines", line=line, name="random search")
-    return figure.update_xaxes(tickvals=rounds, range=[0.7, len(values) + 0.3])
+    return figure.update_xaxes(tickvals=rounds, ticktext=names, range=[0.7, len(values) + 0.3])
 
 
 def training(summary: Summary) -> go.Figure | None:

@@ -14,6 +14,7 @@ FAMILIES = {
     "largest_float": "largest float network",
     "random": "random search",
 }
+PER_DEVICE = ("table", "latency_model", "study", "front", "winners", "baselines", "beats", "pays", "does_not_pay")
 CLAIMS = ("uniform_int8", "uniform_float", "largest_float")  # the baselines that the heading names
 
 
@@ -101,7 +102,7 @@ def condition(summary: Summary) -> str:
     threads, batch = device.get("threads", "n/a"), device.get("batch", "n/a")
     parts = [
         f"{device.get('name', 'device')} ({device.get('cpu', 'CPU unknown')})",
-        str(device.get("runtime", "runtime unknown")),
+        f"{device.get('runtime', 'runtime unknown')} {device.get('runtime_version', '')}".rstrip(),
     ]
     parts += [str(device["provider"])] if "provider" in device else []
     parts += [f"{threads} thread{'' if threads == 1 else 's'}", f"batch {batch}"]
@@ -132,6 +133,15 @@ def nearest_miss(summary: Summary) -> str:
     miss = (summary.get("study") or {}).get("nearest_miss") or {}
     told = miss.get("text") or f"{miss.get('constraint', '')} (reached {miss.get('value', 'n/a')} {miss.get('unit', '')})"
     return f"Nearest miss: {told}" if miss else ""
+
+
+def views(summary: Summary) -> list[Summary]:
+    """The summary as each device sees it: parts that are per device are its own. Only the summary where there is one device."""
+    devices = summary.get("devices") or {}
+    if len(devices) < 2:
+        return [summary]
+    shared = {name: value for name, value in summary.items() if name not in (*PER_DEVICE, "devices")}
+    return [{**shared, **(parts or {})} for parts in devices.values()]
 
 
 def device_of(summary: Summary) -> Mapping[str, Any]:

@@ -412,7 +412,7 @@ def test_the_fingerprint_is_the_same_in_another_process() -> None:
         [1, 2],
         [3, 5],
         [8],
-        [8, 32],
+        ["w8a8", "fp32"],
         ["dense", "group@1/2", "group@1/4", "group@3/4"],
     )
     done = subprocess.run(
