@@ -136,7 +136,8 @@ def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress
     if type(config.seed) is not int or not 0 <= config.seed < 2**31:
         raise UserError(f"seed is {config.seed!r}; allowed are integers from 0 to {2**31 - 1}")
     names = list(devices)
-    objectives = parse_objectives([str(text) for text in config.objectives], names)
+    given = default_objectives(names) if config.objectives is None else config.objectives
+    objectives = parse_objectives([str(text) for text in given], names)
     constraints = [parse_constraint(str(text), names) for text in config.constraints]
     training, sampler = instantiate(config.supernet), sampler_factory(instantiate(study.sampler))
     predictor = instantiate(config.predictor)
@@ -170,6 +171,11 @@ def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress
         progress=progress,
         run=Run(path),  # last: a mistake leaves no folder behind
     )
+
+
+def default_objectives(devices: Sequence[str]) -> list[str]:
+    """What is improved unless the user says otherwise: accuracy, and the latency on every device."""
+    return ["accuracy", *(f"latency@{name}" for name in devices)]
 
 
 @contextmanager

@@ -1,7 +1,7 @@
 """A worker in a page of headless Chromium, over HTTP on this machine.
 
-The page is served to Chromium with the headers that isolate it from other origins: then `performance.now` has steps of 5 us (100 us
-without) and threads may share memory. It posts its answers and waits in the response for the next message. Only paths that begin
+The page is served with the headers that isolate it from other origins: then `performance.now` has steps of 5 us (100 us
+without) and threads may share memory. It posts its answers and gets the next message in the response. Only paths that begin
 with a secret token are answered.
 """
 
@@ -97,6 +97,15 @@ class ChromiumChannel:
             command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def url(self) -> str:
+        """Of the page."""
+        return self._server.url
+
     def exchange(self, frame: bytes) -> tuple[bytes, bytes]:
         """Hand the page a message, wait for its answer."""
         self._server.messages.put(frame)
@@ -161,14 +170,14 @@ def _handler(
         disable_nagle_algorithm = True
         wbufsize = -1  # head and body leave together
 
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             name = self.path.partition("?")[0].removeprefix(prefix)
             if not self.path.startswith(prefix) or (name and name not in files):
                 self._send(HTTPStatus.NOT_FOUND, b"", ".html")
             else:
                 self._send(HTTPStatus.OK, files[name].read_bytes() if name else PAGE, Path(name).suffix or ".html")
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             length = self.headers.get("Content-Length", "")
             if self.path != f"{prefix}next" or not length.isdigit() or int(length) > LARGEST_HEADER + LARGEST_PAYLOAD:
                 self.close_connection = True
@@ -199,7 +208,7 @@ def _handler(
                 self.wfile.write(body)
                 self.wfile.flush()
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+        def log_message(self, *args: object) -> None:
+            """Nothing: by default every request is a line on stderr."""
 
     return Handler

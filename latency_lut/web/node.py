@@ -10,8 +10,8 @@ from typing import IO, cast
 from latency_lut.web import package
 from latency_lut.web.worker import LENGTHS, WebError, check_lengths
 
-# WebAssembly starts in code of a fast compiler and is replaced function by function while it runs hot; timings then fall to a third
-# over a second. Optimized code from the start has the speed at which that ends.
+# WebAssembly starts in the code of a fast compiler, which is replaced function by function once it runs hot; meanwhile timings
+# fall to a third and less. Optimized code from the start has the speed at which that ends.
 STEADY_CODE = "--no-liftoff"
 
 
@@ -28,7 +28,7 @@ class NodeChannel:
     def __init__(self, threads: int) -> None:
         path, _ = package.node()
         script, folder = package.FOLDER / "node.mjs", package.installed()
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (open as long as the process)
         self._process = subprocess.Popen(
             [path, STEADY_CODE, str(script), str(folder), str(threads)],
             stdin=subprocess.PIPE,

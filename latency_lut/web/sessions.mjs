@@ -30,13 +30,13 @@ export function createSessions(ort, threads, printed) {
   }
 
   const operations = {
-    hello: async () => [{ version: ort.env.versions.web, threads: ort.env.wasm.numThreads, clock_step_us: stepMs * 1e3 }],
+    hello: async () => [{ version: ort.env.versions.web, clock_step_us: stepMs * 1e3, sessions: sessions.size }],
 
     load: async (header, payload) => {
       const session = await open(payload);
       last += 1;
       sessions.set(last, { session, feeds: null, fastestMs: Infinity });
-      return [{ session: last, open: sessions.size }];
+      return [{ session: last }];
     },
 
     run: async (header, payload) => {

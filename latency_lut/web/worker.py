@@ -28,6 +28,10 @@ class WebError(RuntimeError):
 class Channel(Protocol):
     """Carries messages to a process and back."""
 
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+
     def exchange(self, frame: bytes) -> tuple[bytes, bytes]:
         """Send a message; header and payload of the answer.
 
@@ -47,7 +51,7 @@ class Worker:
     """
 
     def __init__(self, channel: Channel) -> None:
-        self._channel = channel
+        self.channel = channel
         self._lock = threading.Lock()
         self._released: deque[int] = deque()
         self.alive = True
@@ -74,7 +78,9 @@ class Worker:
                 raise WebError("the worker of onnxruntime-web has ended; load the model again")
             released = [self._released.popleft() for _ in range(len(self._released))]
             try:
-                header, data = self._channel.exchange(encode({"operation": operation, "release": released, **arguments}, payload))
+                header, data = self.channel.exchange(
+                    encode({"operation": operation, "release": released, **arguments}, payload)
+                )
                 answer = json.loads(header)
                 if not isinstance(answer, dict):
                     raise WebError("onnxruntime-web's worker answers with something else than an object")
@@ -90,6 +96,10 @@ class Worker:
             raise WebError(" ".join(f"onnxruntime-web: {answer['error']}".split())[:500])
         return answer, data
 
+    @property
+    def pid(self) -> int:
+        return self.channel.pid
+
     def release(self, session: int) -> None:
         """Let go of a session with the next message. Safe wherever garbage is collected, also inside of `call`."""
         self._released.append(session)
@@ -97,7 +107,7 @@ class Worker:
     def close(self) -> None:
         """End the process."""
         self.alive = False
-        self._channel.close()
+        self.channel.close()
 
 
 def encode(header: Mapping[str, object], payload: bytes) -> bytes:
