@@ -1,25 +1,29 @@
-"""A worker in a page of headless Chromium, over HTTP on this machine.
+"""A worker in a page of headless Chromium, over a WebSocket on this machine.
 
 The page is served with the headers that isolate it from other origins: then `performance.now` has steps of 5 us (100 us
-without) and threads may share memory. It posts its answers and gets the next message in the response. Only paths that begin
-with a secret token are answered.
+without) and threads may share memory. The server answers only paths that begin with a secret token.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
 import queue
 import secrets
 import shutil
+import struct
 import subprocess
 import tempfile
 import threading
 import time
+from base64 import b64encode
 from functools import cache
+from hashlib import sha1
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from pathlib import Path
+
+import numpy as np
 
 from latency_lut.web import package
 from latency_lut.web.node import STEADY_CODE
@@ -28,10 +32,15 @@ from spaces.errors import UserError
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 MACOS = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
-POLL_S = 20.0
 ANSWER_TIMEOUT_S = 180.0
 TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm", ".html": "text/html; charset=utf-8"}
 PAGE = b'<!doctype html><title>netwright</title><script type="module" src="page.mjs"></script>'
+
+
+# Of a WebSocket's frames (RFC 6455, section 5.2).
+WEBSOCKET_GUID = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+FINAL, BINARY, CONTROL, MASKED = 0x80, 0x02, 0x08, 0x80
+SHORT, TWO_BYTES, EIGHT_BYTES = 126, 126, 127
 
 
 def browser() -> tuple[str, str]:
@@ -120,7 +129,7 @@ class ChromiumChannel:
                 if time.monotonic() > end:
                     raise WebError(f"the page in Chromium did not answer within {ANSWER_TIMEOUT_S:.0f} s") from None
         if len(answer) < LENGTHS.size:
-            raise WebError("the page in Chromium answers with something else than a message")
+            raise WebError("the page in Chromium is gone")
         header_length, payload_length = LENGTHS.unpack_from(answer)
         check_lengths(header_length, payload_length)
         if len(answer) != LENGTHS.size + header_length + payload_length:
@@ -172,43 +181,79 @@ def _handler(
 
         def do_GET(self) -> None:
             name = self.path.partition("?")[0].removeprefix(prefix)
-            if not self.path.startswith(prefix) or (name and name not in files):
+            if not self.path.startswith(prefix) or (name and name not in files and name != "socket"):
                 self._send(HTTPStatus.NOT_FOUND, b"", ".html")
+            elif name == "socket":
+                self._talk()
             else:
                 self._send(HTTPStatus.OK, files[name].read_bytes() if name else PAGE, Path(name).suffix or ".html")
 
-        def do_POST(self) -> None:
-            length = self.headers.get("Content-Length", "")
-            if self.path != f"{prefix}next" or not length.isdigit() or int(length) > LARGEST_HEADER + LARGEST_PAYLOAD:
-                self.close_connection = True
-                self._send(HTTPStatus.NOT_FOUND, b"", ".html")
-                return
-            body = self.rfile.read(int(length))
-            if body:
-                answers.put(body)
-            try:
-                message = messages.get(timeout=POLL_S)
-            except queue.Empty:
-                self._send(HTTPStatus.NO_CONTENT, b"", "")
-                return
-            if message is None:
-                self._send(HTTPStatus.GONE, b"", "")
-            else:
-                self._send(HTTPStatus.OK, message, "")
-
         def _send(self, status: HTTPStatus, body: bytes, suffix: str) -> None:
-            with contextlib.suppress(ConnectionError):  # the page is gone; whoever waits for its answer will notice
-                self.send_response(status)
-                self.send_header("Content-Type", TYPES.get(suffix, "application/octet-stream"))
-                self.send_header("Cross-Origin-Opener-Policy", "same-origin")
-                self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
-                if status is not HTTPStatus.NO_CONTENT:
-                    self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-                self.wfile.flush()
+            self.send_response(status)
+            self.send_header("Content-Type", TYPES[suffix])
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def _talk(self) -> None:
+            """Become a WebSocket (RFC 6455): send what is in `messages`, put what comes back into `answers`."""
+            self.close_connection = True
+            key = self.headers.get("Sec-WebSocket-Key", "")
+            self.send_response(HTTPStatus.SWITCHING_PROTOCOLS)
+            self.send_header("Upgrade", "websocket")
+            self.send_header("Connection", "Upgrade")
+            self.send_header("Sec-WebSocket-Accept", b64encode(sha1((key + WEBSOCKET_GUID).encode()).digest()).decode())
+            self.end_headers()
+            self.wfile.flush()
+            try:
+                while (message := messages.get()) is not None:
+                    self.wfile.write(frame_head(len(message)) + message)
+                    self.wfile.flush()
+                    answers.put(read_message(self.rfile))
+            except (OSError, EOFError):
+                answers.put(b"")  # no message: tells whoever waits that the page is gone
 
         def log_message(self, *args: object) -> None:
             """Nothing: by default every request is a line on stderr."""
 
     return Handler
+
+
+def frame_head(length: int) -> bytes:
+    """What stands before a binary WebSocket message of one unmasked frame."""
+    if length < SHORT:
+        return struct.pack("!BB", FINAL | BINARY, length)
+    if length < 2**16:  # browsers refuse a longer form than needed
+        return struct.pack("!BBH", FINAL | BINARY, TWO_BYTES, length)
+    return struct.pack("!BBQ", FINAL | BINARY, EIGHT_BYTES, length)
+
+
+def read_message(stream: BufferedIOBase) -> bytes:
+    """The next WebSocket message that a browser sends, out of one or several masked frames.
+
+    Raises:
+        EOFError: the stream ends, the browser closes the connection, or the message is larger than a message may be.
+    """
+    parts: list[bytes] = []
+    while True:
+        first, second = _read(stream, 2)
+        length = second & 0x7F
+        if length == TWO_BYTES:
+            (length,) = struct.unpack("!H", _read(stream, 2))
+        elif length == EIGHT_BYTES:
+            (length,) = struct.unpack("!Q", _read(stream, 8))
+        if first & CONTROL or not second & MASKED or sum(map(len, parts)) + length > LARGEST_HEADER + LARGEST_PAYLOAD:
+            raise EOFError("not a message")
+        key = np.frombuffer(_read(stream, 4), np.uint8)
+        parts.append((np.frombuffer(_read(stream, length), np.uint8) ^ np.resize(key, length)).tobytes())
+        if first & FINAL:
+            return b"".join(parts)
+
+
+def _read(stream: BufferedIOBase, length: int) -> bytes:
+    data = stream.read(length)
+    if len(data) < length:
+        raise EOFError("the stream has ended")
+    return data

@@ -1,4 +1,4 @@
-// The worker in a page: each answer is posted to the server that served the page, whose response is the next message.
+// The worker in a page: messages come over a WebSocket from the server that served the page, and are answered there.
 
 import { createSessions, decode, encode } from "./sessions.mjs";
 
@@ -6,18 +6,12 @@ import { createSessions, decode, encode } from "./sessions.mjs";
 const printed = [];
 console.log = (text) => printed.push(String(text));
 
-const NO_MESSAGE_YET = 204;
 const ort = await import("./ort.wasm.bundle.min.mjs");
 const threads = Number(new URLSearchParams(location.search).get("threads"));
 const answer = createSessions(ort, threads, printed);
 
-let body = new Uint8Array();
-for (;;) {
-  const response = await fetch("next", { method: "POST", body });
-  if (response.status === NO_MESSAGE_YET) {
-    body = new Uint8Array();
-    continue;
-  }
-  if (!response.ok) break;
-  body = encode(...(await answer(...decode(new Uint8Array(await response.arrayBuffer())))));
-}
+const address = new URL("socket", location.href);
+address.protocol = "ws:";
+const socket = new WebSocket(address);
+socket.binaryType = "arraybuffer";
+socket.onmessage = async ({ data }) => socket.send(encode(...(await answer(...decode(new Uint8Array(data))))));

@@ -1,6 +1,7 @@
 """onnxruntime-web, really: outputs against native onnxruntime, timing, memory, errors, in Node and in Chromium."""
 
 import gc
+import io
 import json
 import os
 import shutil
@@ -368,7 +369,39 @@ def test_only_the_page_is_answered(in_browser: Device) -> None:
         with pytest.raises(urllib.error.HTTPError, match="404"):
             urllib.request.urlopen(path, timeout=10)
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(f"{root}/next", data=b"x", timeout=10)
+        urllib.request.urlopen(f"{root}/socket", timeout=10)
+
+
+@needs_chromium
+@pytest.mark.parametrize("elements", [1, 5_000, 100_000])
+def test_messages_of_every_size_pass_unchanged(in_browser: Device, elements: int) -> None:
+    x = np.random.default_rng(0).standard_normal((1, elements), dtype=np.float32)
+    session = web.load(identity(onnx.TensorProto.FLOAT, [1, elements]), in_browser)
+    np.testing.assert_array_equal(session.run({"x": x}), x)
+
+
+def masked(head: bytes, data: bytes) -> bytes:
+    return head + bytes([1, 2, 3, 4]) + bytes(value ^ (index % 4 + 1) for index, value in enumerate(data))
+
+
+def test_a_message_is_put_together_from_its_frames() -> None:
+    data = bytes(range(200)) * 2
+    frames = masked(b"\x02\x83", data[:3]) + masked(b"\x00\xfe\x00\xc8", data[3:203])
+    frames += masked(b"\x80\xff" + (197).to_bytes(8, "big"), data[203:])
+    assert chromium.read_message(io.BytesIO(frames)) == data
+    huge = b"\x82\xff" + (2**40).to_bytes(8, "big")
+    for broken in (b"", frames[:100], frames[:-1], b"\x88\x80" + bytes(4), b"\x82\x03abc", huge + bytes(4)):
+        with pytest.raises(EOFError):
+            chromium.read_message(io.BytesIO(broken))
+
+
+@needs_chromium
+def test_a_closed_page_is_told(in_browser: Device) -> None:
+    session = web.load(layer(SMALL), in_browser)
+    worker = psutil.Process(web.worker_of(in_browser).pid)
+    worker.kill()
+    with pytest.raises(WebError, match="Chromium"):
+        session.visit(0.001)
 
 
 LOAD_AND_WAIT = """

@@ -19,11 +19,8 @@ NODE_MISSING = shutil.which("node") is None or shutil.which("npm") is None
 
 def test_objectives_default_to_accuracy_and_every_devices_latency() -> None:
     devices = ["x86", "wasm"]
-    assert [o.name for o in parse_objectives(default_objectives(devices), devices)] == [
-        "accuracy",
-        "latency@x86",
-        "latency@wasm",
-    ]
+    objectives = parse_objectives(default_objectives(devices), devices)
+    assert [objective.name for objective in objectives] == ["accuracy", "latency@x86", "latency@wasm"]
 
 
 @pytest.mark.skipif(NODE_MISSING, reason="Node.js with npm is not installed")
