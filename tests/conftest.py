@@ -203,6 +203,12 @@ def tiny_table(tiny_tables: Path) -> LatencyTable:
 
 
 @pytest.fixture(scope="session")
+def tiny_arguments() -> tuple[str, ...]:
+    """Arguments of the tiny job that measures its own table."""
+    return TINY_JOB
+
+
+@pytest.fixture(scope="session")
 def tiny_job(tiny_tables: Path) -> tuple[str, ...]:
     """Arguments of the tiny job that starts from the finished table; a few seconds without the imports."""
     return (*TINY_JOB, f"profile.tables={tiny_tables}")

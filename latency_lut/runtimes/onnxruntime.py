@@ -34,6 +34,11 @@ def providers() -> list[str]:
     return list(ort.get_available_providers())
 
 
+def describe(device: Device) -> dict[str, str]:
+    """Nothing more than what every device says."""
+    return {}
+
+
 def session_options(device: Device) -> ort.SessionOptions:
     """The options under which models are timed and deployed: all optimizations, the device's threads."""
     options = ort.SessionOptions()
