@@ -10,8 +10,8 @@ A sparsity is written as text: an option of a choice, a field of a `LayerSpec` a
 
 A pattern is declared with `@pattern` and says only how it cuts a weight into sets of units (`spaces.cut`); masks and counts
 follow from that. In every set the most salient units stay, between equals the first. So how many weights stay depends on the
-shape alone, a masked weight gives the same mask again, and a smaller share keeps a subset of what a larger one keeps. What makes
-a weight salient is in `spaces.saliency`; how masked weights are trained is decided elsewhere.
+shape alone, a masked weight gives the same mask again, and a smaller share keeps a subset of what a larger one keeps. What
+makes a weight salient is in `spaces.saliency`; how masked weights are trained is decided elsewhere.
 """
 
 from __future__ import annotations

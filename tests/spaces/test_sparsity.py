@@ -159,6 +159,12 @@ def test_the_mask_is_that_of_plain_loops(case: tuple[str, torch.Tensor]) -> None
     assert kept_weights(text, tuple(weight.shape)) == keep.sum()
 
 
+@pytest.mark.parametrize("text", ["unstructured@1/2", "2:4", "9:20"])
+def test_weights_next_to_each_other_in_float32_are_told_apart(text: str) -> None:
+    steps = torch.randperm(8 * 40 * 9, generator=torch.Generator().manual_seed(0)).reshape(8, 40, 3, 3).float()
+    assert torch.equal(kept_mask(1 + steps * torch.finfo(torch.float32).eps, text), reference(text, steps))
+
+
 @settings(deadline=None, max_examples=100)
 @given(cases(), st.integers(0, 2**31))
 def test_a_saliency_decides_instead_of_the_magnitude(case: tuple[str, torch.Tensor], seed: int) -> None:
