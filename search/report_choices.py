@@ -9,13 +9,14 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from fractions import Fraction
 from typing import Any
 
 import plotly.graph_objects as go
 
 from search.report_figures import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, figure_of, hover_of, safe, with_numbers
 from search.report_text import Summary, microseconds, ratio, shown
+from spaces.errors import UserError
+from spaces.sparsity import parse
 
 PRECISIONS = {"fp32": ("float", ORANGE), "w8a8": ("int8", BLUE)}
 OTHER_COLOURS = (PINK, GREEN, SKY)
@@ -165,6 +166,6 @@ def _by_depth(name: str) -> list[tuple[int, str]]:
 def kept(sparsity: str) -> float:
     """Share of the weights that a sparsity text keeps, for drawing: 1 where it says nothing."""
     try:
-        return min(1.0, max(0.05, float(Fraction(sparsity.partition("@")[2] or "1"))))
-    except (ValueError, ZeroDivisionError, OverflowError):
+        return max(0.05, float(parse(sparsity).kept))
+    except UserError:
         return 1.0

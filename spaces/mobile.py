@@ -10,13 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from spaces.choice import Architecture, Choice, Option
 from spaces.errors import UserError
 from spaces.layers import INPUT, Network, NetworkBuilder
 from spaces.precision import parse_precision
 from spaces.space import Space
-from spaces.sparsity import GROUP_BLOCKS, parse
+from spaces.sparsity import check_sparsity, parse
 
 When = tuple[str, tuple[Option, ...]] | None
 
@@ -49,7 +50,7 @@ class MobileSpace(Space):
         width_per_block: a width for every block instead of every stage.
 
     Raises:
-        UserError: an empty or malformed option list, or a width that group sparsity cannot divide.
+        UserError: an empty or malformed option list, or a width that a sparsity does not divide.
     """
 
     name = "mobile"
@@ -102,8 +103,11 @@ class MobileSpace(Space):
         options = tuple(w for w in _ascending(what, widths) if max_width is None or w <= max_width)
         if not options:
             raise UserError(f"max_width={max_width} leaves no option of {what}: {widths}")
-        if self.sparsities != ("dense",) and any(w % GROUP_BLOCKS for w in options):
-            raise UserError(f"{what} are {list(options)}; group sparsity needs multiples of {GROUP_BLOCKS}")
+        for width, sparsity in product(options, self.sparsities):
+            try:
+                check_sparsity(sparsity, (width, width))
+            except UserError as error:
+                raise UserError(f"{what} are {list(options)}: {error}") from None
         return options
 
     # -- choices ----------------------------------------------------------------------------------------------------------
@@ -206,7 +210,7 @@ def _precisions(texts: object) -> tuple[str, ...]:
 def _sparsities(texts: object) -> tuple[str, ...]:
     """Distinct sparsities by share, each in its first spelling."""
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
-        raise UserError(f"sparsities is {texts!r}; allowed is a list such as [dense,group@1/2,group@1/4]")
+        raise UserError(f"sparsities is {texts!r}; allowed is a list such as [dense,group@1/2]; in YAML quote 2:4")
     distinct = {parse(text): text for text in reversed(texts)}
     return tuple(distinct[key] for key in sorted(distinct, key=lambda s: (s.kept, s.pattern, s.sizes)))
 

@@ -1,7 +1,7 @@
 """How much each weight of a layer matters: what a mask (`spaces.sparsity`) ranks weights by.
 
-A saliency is one function with `@saliency`, chosen once for a whole supernet by its name and never by a layer. It gives a number
-per weight; a pattern that keeps or removes weights together adds them up.
+A saliency is one function with `@saliency`, chosen once for a whole supernet by its name and never by a layer. It gives a
+number per weight; a pattern that keeps or removes weights together adds them up.
 """
 
 from __future__ import annotations

@@ -8,10 +8,10 @@ A sparsity is written as text: an option of a choice, a field of a `LayerSpec` a
     block4x1@1/2     blocks of 4 outputs and 1 input, of every kernel position; each row of blocks keeps equally many
     unstructured@1/4 the largest of the whole weight
 
-A pattern is declared with `@pattern` and says only how it cuts a weight into sets of units (`Cut`); masks and counts follow from
-that. In every set the most salient units stay, between equals the first. So how many weights stay depends on the shape alone, a
-masked weight gives the same mask again, and a smaller share keeps a subset of what a larger one keeps. What makes a weight
-salient is in `spaces.saliency`, how masked weights are trained in `spaces.mask_training`.
+A pattern is declared with `@pattern` and says only how it cuts a weight into sets of units (`spaces.cut`); masks and counts
+follow from that. In every set the most salient units stay, between equals the first. So how many weights stay depends on the
+shape alone, a masked weight gives the same mask again, and a smaller share keeps a subset of what a larger one keeps. What
+makes a weight salient is in `spaces.saliency`; how masked weights are trained is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -25,13 +25,11 @@ from functools import cache
 
 import torch
 
+from spaces.cut import COLUMN_BLOCKS, COLUMNS, POSITIONS, ROWS, Cut
 from spaces.errors import UserError
 
 DENSE = "dense"
 GROUP_BLOCKS = 2
-TOURNAMENT_UNITS = 16  # up to so many units in a set, comparing all pairs is faster than topk
-
-ROW_BLOCKS, ROWS, COLUMN_BLOCKS, COLUMNS, POSITIONS = range(5)
 
 _TEXT = re.compile(
     r"(?P<n>[0-9]+):(?P<m>[0-9]+)|(?P<name>[a-z]+(?:_[a-z]+)*)(?P<sizes>[0-9]+(?:x[0-9]+)*)?@(?P<share>[0-9./]+)"
@@ -69,43 +67,6 @@ class Sparsity:
             n = math.ceil(kept * m)
             return Sparsity(f"{n}:{m}", self.pattern, Fraction(n, m), (n, m))
         return replace(self, text=f"{self.text.partition('@')[0]}@{kept}", kept=kept)
-
-
-@dataclass(frozen=True)
-class Cut:
-    """A weight seen as sets of units.
-
-    The weight is reshaped to the axes `ROW_BLOCKS`, `ROWS` (together the outputs), `COLUMN_BLOCKS`, `COLUMNS` (the inputs) and
-    `POSITIONS` (the kernel). Axes that are neither units nor members number the sets.
-
-    Args:
-        shape: sizes of the five axes.
-        units: axes along which a set keeps some and removes the others.
-        members: axes along which all weights of a unit stay or go together; their saliencies are added up.
-    """
-
-    shape: tuple[int, int, int, int, int]
-    units: tuple[int, ...]
-    members: tuple[int, ...] = ()
-
-    @property
-    def units_per_set(self) -> int:
-        return math.prod(self.shape[axis] for axis in self.units)
-
-    def kept_units(self, saliency: torch.Tensor, kept: int) -> torch.Tensor:
-        """Which units stay, bool of shape `shape` with every axis of `members` being 1.
-
-        Args:
-            saliency: of every weight, not negative, any shape with as many elements.
-            kept: units to keep per set.
-        """
-        scores = saliency.detach().float().reshape(self.shape)
-        if self.members:
-            scores = scores.sum(dim=self.members, keepdim=True)
-        sizes = [scores.shape[axis] for axis in self.units]
-        last = tuple(range(5 - len(self.units), 5))
-        keep = _largest(scores.movedim(self.units, last).flatten(last[0]), kept)
-        return keep.unflatten(-1, sizes).movedim(last, self.units)
 
 
 @dataclass(frozen=True)
@@ -245,8 +206,8 @@ def n_of_m(sizes: tuple[int, ...], outputs: int, inputs: int, positions: int) ->
 def block(sizes: tuple[int, ...], outputs: int, inputs: int, positions: int) -> Cut:
     """Blocks of outputs x inputs at one kernel position, by their L1 norm within each row of blocks.
 
-    Every output keeps as many inputs as any other, so that a kernel's work is balanced (arXiv:1811.00206). Blocks along the
-    outputs fill the vector registers of CPU kernels (16x1 and 4x1, SparseNets for mobile, arXiv:1911.09723).
+    Every output keeps as many inputs as any other, so that the work of a kernel is balanced (arXiv:1811.00206). In blocks along
+    the outputs a CPU kernel uses an input several times once it is loaded (Fast Sparse ConvNets, arXiv:1911.09723).
     """
     rows, columns = sizes
     name = f"block{rows}x{columns}"
@@ -296,28 +257,3 @@ def _quotient(name: str, what: str, number: int, divisor: int) -> int:
             f"{name} sparsity needs {what} divisible by {divisor}, got {number}; change that width or leave it dense"
         )
     return number // divisor
-
-
-def _largest(scores: torch.Tensor, kept: int) -> torch.Tensor:
-    """The `kept` largest along the last axis as bool, between equals the first; exactly so many, even of zeros or NaN.
-
-    Float32 numbers that are not negative order as their bits do, read as integers. Comparing those makes NaN an ordinary number.
-    """
-    units = scores.shape[-1]
-    bits = scores.contiguous().view(torch.int32)
-    if units <= TOURNAMENT_UNITS:
-        return _tournament(bits.movedim(-1, 0).contiguous(), kept).movedim(0, -1)
-    # With the position in the lower half no two keys are equal, and the choice of topk is unique and reproducible.
-    keys = (bits.long() << 32) | torch.arange(units - 1, -1, -1, device=bits.device)
-    keep = torch.zeros(keys.shape, dtype=torch.bool, device=bits.device)
-    return keep.scatter_(-1, keys.topk(kept, dim=-1, sorted=False).indices, True)
-
-
-def _tournament(bits: torch.Tensor, kept: int) -> torch.Tensor:
-    """The `kept` largest along the first axis: each unit's rank is the number of pairs that it loses, all pairs compared."""
-    rank = torch.zeros(bits.shape, dtype=torch.uint8, device=bits.device)
-    for distance in range(1, len(bits)):
-        first_wins = bits[:-distance] >= bits[distance:]
-        rank[distance:] += first_wins
-        rank[:-distance] += ~first_wins
-    return rank < kept

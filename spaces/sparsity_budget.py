@@ -1,7 +1,7 @@
 """How much may stay, and how wide a layer may be, when weights or multiply-accumulates are given.
 
-`layer_shares` spreads one share of all weights over the layers of a network; `iso_flop_width` says how wide a sparse layer is at
-the cost of the dense one. Which weights of a layer stay is decided in `spaces.sparsity`.
+`layer_shares` spreads one share of all weights over the layers of a network; `iso_flop_width` says how wide a sparse layer is
+at the cost of the dense one. Which weights of a layer stay is decided in `spaces.sparsity`.
 """
 
 from __future__ import annotations

@@ -305,7 +305,9 @@ def test_one_device_has_no_word_of_several(text: str) -> None:
 
 def test_the_picture_of_the_difference_counts_winners() -> None:
     def winner(*layers: tuple[str, int, str]) -> dict[str, Any]:
-        return {"layers": [{"name": name, "precision": precision, "sparsity": sparsity} for name, precision, sparsity in layers]}
+        return {
+            "layers": [{"name": name, "precision": precision, "sparsity": sparsity} for name, precision, sparsity in layers]
+        }
 
     x86 = [winner(("stem", "w8a8", "dense"), ("body", "w8a8", "group@1/2")), winner(("stem", "fp32", "dense"))]
     phone = [winner(("stem", "fp32", "dense"), ("body", "fp32", "dense"), ("head", "fp32", "dense"))] * 3

@@ -208,6 +208,8 @@ def test_two_spellings_of_one_sparsity_are_not_two_options() -> None:
         ({"stem": [9]}, "stem"),
         ({"head": [24, 25]}, "head"),
         ({"max_width": 4}, "max_width=4"),
+        ({"sparsities": ["2:4"], "head": [18]}, "head are [18]: 2:4 sparsity needs input channels divisible by 4, got 18"),
+        ({"sparsities": ["dense", 124]}, "quote 2:4"),
         ({"stages": []}, "stages"),
         ({"stages": [{"widths": [], "depths": [1]}]}, r"stages[0].widths"),
         ({"stages": [{"widths": [8], "depths": [1]}, {"widths": [8], "depths": [0]}]}, r"stages[1].depths"),
