@@ -29,7 +29,7 @@ def pays_axes(entries: Iterable[Row]) -> Axes:
     kinds = list(dict.fromkeys(str(e.get("kind")) for e in entries))
     classes = {(str(e.get("kind")), str(e.get("size_class"))) for e in entries}
     rows = sorted(classes, key=lambda row: (kinds.index(row[0]), _size_order(row[1]), row[1]))
-    return rows, list(dict.fromkeys(str(e.get("choice")) for e in entries))
+    return rows, sorted(dict.fromkeys(str(e.get("choice")) for e in entries), key=lambda choice: choice == BESIDE)
 
 
 def does_not_pay(entry: Row) -> bool:
@@ -58,7 +58,7 @@ def pays_figure(entries: Iterable[Row] | None, axes: Axes | None = None) -> go.F
     figure = figure_of(90 + 34 * len(rows), "", "")
     figure.add_heatmap(
         z=value,
-        x=[safe(choice).replace(" ", "<br>") for choice in choices],
+        x=["<br>".join(map(safe, _lines(choice))) for choice in choices],
         y=[f"{safe(kind)}, {safe(size.split(' (')[0])}" for kind, size in rows],
         text=label,
         texttemplate="%{text}",
@@ -80,7 +80,13 @@ def pays_figure(entries: Iterable[Row] | None, axes: Axes | None = None) -> go.F
 
 def figure_width(choices: Sequence[str]) -> int:
     """Pixels that a figure with such columns needs for its labels not to overlap."""
-    return 130 + sum(max(62, 12 + 8 * max(map(len, choice.split(" ")))) for choice in choices)
+    longest = max((len(line) for choice in choices for line in _lines(choice)), default=0)
+    return 150 + len(choices) * max(62, 8 + 8 * longest)
+
+
+def _lines(choice: str) -> list[str]:
+    """A choice in short lines: `int8 group@1/2` as `int8`, `group` and `@1/2`."""
+    return choice.replace("@", " @").split(" ")
 
 
 def _size_order(size_class: str) -> int:
