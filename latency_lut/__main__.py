@@ -1,6 +1,6 @@
 """`python -m latency_lut`: profile devices for a space, print what was measured and how good the latency model is.
 
-A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on devices that were measured.
+A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on measured devices.
 """
 
 from __future__ import annotations

@@ -96,7 +96,9 @@ def differences(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     for (kind, choice), sizes in cells.items():
         parts = []
         for size, of_size in sizes.items():
-            told = [[f"{r['device']} ({ratio(r['median_ratio'])})" for r in of_size if r["pays"] is pays] for pays in (True, False)]
+            told = [
+                [f"{r['device']} ({ratio(r['median_ratio'])})" for r in of_size if r["pays"] is pays] for pays in (True, False)
+            ]
             if all(told):
                 parts.append(f"{size.split(' (')[0]} layers pay on {', '.join(told[0])}, not on {', '.join(told[1])}")
         if parts:
@@ -154,7 +156,9 @@ def print_report(report: Report, console: Console) -> None:
                 table.add_row(kind if new else "", shown_size, escape(choice), *(_cell(row) for row in found))
         table.add_section()
     console.print(table)
-    console.print(f"{CROSS} does not pay: less than {MARGIN} times as fast in the median. Sizes in dense MACs.", highlight=False)
+    console.print(
+        f"{CROSS} does not pay: less than {MARGIN} times as fast in the median. Sizes in dense MACs.", highlight=False
+    )
     for name, device in report["devices"].items():
         console.print(escape(condition(device, report["statistic"])), highlight=False)
         for line in report["never_pays"][name]:

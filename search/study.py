@@ -19,6 +19,7 @@ from predictors.accuracy import AccuracyPredictor, accuracy_features
 from search.candidates import Candidate, Values, propose
 from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
+from search.left_out import NOTHING, LeftOut
 from search.objectives import Constraint, Objective, hypervolume
 from search.predicted import PredictedValues
 from spaces.choice import Architecture
@@ -38,12 +39,14 @@ class StudySettings:
         rounds: times that the predictors are asked, the best evaluated and the accuracy predictor refitted.
         evaluations: networks evaluated per round.
         seed: of samplers and the random baseline.
+        leave_out_what_does_not_pay: propose no options that are nowhere faster, see `search.left_out`.
     """
 
     candidates: int
     rounds: int
     evaluations: int
     seed: int
+    leave_out_what_does_not_pay: bool = True
 
 
 @dataclass
@@ -79,6 +82,7 @@ def run_study(
     constraints: Sequence[Constraint],
     settings: StudySettings,
     on_progress: Progress = lambda what, done, total: None,
+    left_out: LeftOut = NOTHING,
 ) -> StudyResult:
     """Search.
 
@@ -92,6 +96,7 @@ def run_study(
         constraints: what to respect.
         settings: rounds and numbers.
         on_progress: called with what is done, how many are done, and of how many.
+        left_out: options that no round proposes.
     """
     space, result = predicted.space, StudyResult()
     seen = evaluations.of(INITIAL)
@@ -102,7 +107,8 @@ def run_study(
         features = accuracy_features(space, [e.architecture for e in seen], [predicted.network(e.architecture) for e in seen])
         predictor.fit(features, [e.accuracy for e in seen])
         starts = fronts[-1] or nearest(as_candidates(seen, predicted, constraints))
-        seeds = dict.fromkeys(a for c in starts for a in (c.architecture, *precision_runs(space, c.architecture)))
+        runs = (a for c in starts for a in (c.architecture, *precision_runs(space, c.architecture)))
+        seeds = dict.fromkeys(space.architecture(left_out.replaced(a)) for a in runs)
         count = settings.candidates * number // settings.rounds - settings.candidates * (number - 1) // settings.rounds
         candidates = propose(
             space,
@@ -113,6 +119,7 @@ def run_study(
             count,
             seeds=list(seeds),
             on_progress=partial(_candidates_done, on_progress, len(result.candidates), settings.candidates),
+            left_out=left_out,
         )
         result.candidates += [(candidate, number) for candidate in candidates]
         result.candidate_s += time.perf_counter() - begin

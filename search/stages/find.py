@@ -13,6 +13,7 @@ from search import study
 from search.candidates import Candidate, archive
 from search.evaluations import RANDOM
 from search.job import Job
+from search.left_out import NOTHING, left_out
 from search.run import Facts
 from spaces.choice import Architecture
 from spaces.errors import UserError
@@ -24,6 +25,15 @@ CLOUD_POINTS = 2000
 def search_study(job: Job) -> Facts:
     """Search, and write the front, the archive and the points for the report."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    unpaid = NOTHING
+    if job.study.leave_out_what_does_not_pay:
+        tables = {name: job.table(device) for name, device in job.devices.items()}
+        unpaid = left_out(job.space, tables, job.objectives, job.constraints)
+        where = " or ".join(unpaid.devices)
+        if unpaid.count:
+            job.progress.say(f"  {unpaid.count} of {unpaid.considered} options left out, which do not pay on {where}:")
+        for sentence in unpaid.sentences():
+            job.progress.say(f"    {sentence}")
     result = study.run_study(
         job.predicted,
         job.evaluations,
@@ -34,6 +44,7 @@ def search_study(job: Job) -> Facts:
         job.constraints,
         job.study,
         job.progress.advance,
+        unpaid,
     )
     begin = time.perf_counter()
     first = {c.architecture: (c, n) for c, n in reversed(result.candidates)}
@@ -68,6 +79,7 @@ def search_study(job: Job) -> Facts:
         "reference_point": result.reference,
         "evaluations": len(job.evaluations),
         "nearest_miss": result.nearest_miss,
+        "left_out": {"options": unpaid.count, "of": unpaid.considered, "devices": unpaid.devices, "what": unpaid.sentences()},
     }
 
 
