@@ -90,12 +90,14 @@ def unprofitable(table: LatencyTable, space: Space) -> list[Unprofitable]:
         name = FIELDS[choice.kind]
         of_option = {option: {getattr(spec, name) for spec in specs} for option, specs in governed.items()}
         references = [option for option, values in of_option.items() if values == {_default(name)}]
-        classes = {_class(spec, bounds) for specs in governed.values() for spec in specs}
+        # Where float layers of the choice can stand: pooling takes over the numbers of the layer behind it, so a float
+        # classifier never has an integer input.
+        places = {(*_class(spec, bounds), _beside(spec)) for option in references for spec in governed[option]}
         for option in choice.options:
             if not references or option in references or len(of_option[option]) != 1:
                 continue
             found = evidence[name].get(next(iter(of_option[option])), _Evidence())
-            verdict = _judge(found, governed[option], name, classes, bounds)
+            verdict = _judge(found, governed[option], name, places, bounds)
             if verdict is not None:
                 smaller = frozenset(q for spec in governed[option] for q in _smaller(spec, name))
                 verdicts.append(Unprofitable(choice.name, option, references[0], *verdict, smaller))
@@ -145,20 +147,18 @@ def _references(spec: LayerSpec, name: str) -> Iterator[tuple[bool, LayerSpec]]:
 
 
 def _judge(
-    found: _Evidence, layers: set[LayerSpec], name: str, classes: set[tuple[str, int]], bounds: Bounds
+    found: _Evidence, layers: set[LayerSpec], name: str, places: set[Group], bounds: Bounds
 ) -> tuple[int, float, float] | None:
     """Pairs, lowest and highest median ratio of an option that is nowhere faster; `None` for one that is, or may be."""
-    own: dict[Group, set[tuple[LayerSpec, bool]]] = defaultdict(set)
+    own: dict[Group, set[tuple[LayerSpec, bool]]] = {place: set() for place in places}
     for spec in layers:
         for beside, _ in _references(spec, name):
-            own[*_class(spec, bounds), beside].add((spec, beside))
-    if {group[:2] for group in own} != classes:
-        return None
+            own.get((*_class(spec, bounds), beside), set()).add((spec, beside))
     medians = []
     for group, wanted in own.items():
-        if found.pairs(group) < LEAST_PAIRS and not wanted <= found.judged:
+        if found.pairs(group) < LEAST_PAIRS and not (wanted and wanted <= found.judged):
             return None
-        for ratios in found.ratios[group].values():
+        for ratios in found.ratios.get(group, {}).values():
             if np.mean(np.array(ratios) > MARGIN) > SHARE:
                 return None
             medians.append(float(np.median(ratios)))
