@@ -88,7 +88,7 @@ def unprofitable(table: LatencyTable, space: Space) -> list[Unprofitable]:
         if governed is None or set(governed) != set(choice.options):
             continue  # a layer by another name, or too rare to be seen with every option
         name = FIELDS[choice.kind]
-        of_option = {option: {getattr(spec, name) for spec in specs} for option, specs in governed.items()}
+        of_option = {option: {_value(spec, name) for spec in specs} for option, specs in governed.items()}
         references = [option for option, values in of_option.items() if values == {_default(name)}]
         # Where float layers of the choice can stand: pooling takes over the numbers of the layer behind it, so a float
         # classifier never has an integer input.
@@ -127,8 +127,8 @@ def _evidence(table: LatencyTable, name: str, bounds: Bounds) -> dict[Any, _Evid
     for spec, us in fastest.items():
         for beside, reference in _references(spec, name):
             if reference in fastest:
-                of_value = found[getattr(spec, name)]
-                rest = tuple(getattr(spec, other) for other in others)
+                of_value = found[_value(spec, name)]
+                rest = tuple(_value(spec, other) for other in others)
                 of_value.ratios[*_class(spec, bounds), beside][rest].append(fastest[reference] / us)
                 of_value.judged.add((spec, beside))
     return dict(found)
@@ -176,6 +176,11 @@ def _class(spec: LayerSpec, bounds: Bounds) -> tuple[str, int]:
 
 def _beside(spec: LayerSpec) -> bool:
     return min(spec.input_bits, spec.output_bits, spec.skip_bits or FLOAT_BITS) < FLOAT_BITS
+
+
+def _value(spec: LayerSpec, name: str) -> Any:
+    """What a field says in terms that mean the same in layers of all shapes."""
+    return getattr(spec, name)
 
 
 def _default(name: str) -> Any:
