@@ -21,6 +21,7 @@ from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from search.left_out import NOTHING, LeftOut
 from search.objectives import Constraint, Objective
 from spaces.choice import Architecture, Option
 from spaces.space import Space
@@ -92,9 +93,9 @@ class _WholeTrialSampler(BaseSampler):
                 self._generation, self._members = self._generation + 1, 0
 
 
-def distributions_of(space: Space) -> dict[str, BaseDistribution]:
+def distributions_of(space: Space, left_out: LeftOut = NOTHING) -> dict[str, BaseDistribution]:
     """Optuna's view of a space: every choice, active or not, so that samplers see one fixed set of parameters."""
-    return {choice.name: CategoricalDistribution(choice.options) for choice in space.choices}
+    return {choice.name: CategoricalDistribution(left_out.options(choice)) for choice in space.choices}
 
 
 def propose(
@@ -107,6 +108,7 @@ def propose(
     seeds: Sequence[Architecture] = (),
     batch: int = 50,
     on_progress: Callable[[int], None] = lambda done: None,
+    left_out: LeftOut = NOTHING,
 ) -> list[Candidate]:
     """Candidates of one optimization, in the order in which the sampler asked for them.
 
@@ -117,19 +119,20 @@ def propose(
         constraints: what it is told to respect.
         sampler: any of Optuna's, fresh.
         count: trials.
-        seeds: good architectures that are tried first.
+        seeds: good architectures that are tried first, with what remains in place of what is left out.
         batch: candidates predicted together; a generation of an evolutionary sampler is a good number.
         on_progress: called with the number of trials done.
+        left_out: options that are not asked for.
 
     Returns:
         `count` candidates; an architecture that was asked for twice stands there twice.
     """
-    distributions = distributions_of(space)
+    distributions = distributions_of(space, left_out)
     storage = _WholeTrialStorage()
     whole = _WholeTrialSampler(sampler, distributions, storage)
     study = optuna.create_study(storage=storage, sampler=whole, directions=[o.direction for o in objectives])
     study_id = storage.get_study_id_from_name(study.study_name)
-    waiting = [_fill(space, architecture) for architecture in seeds]
+    waiting = [left_out.replaced(_fill(space, architecture)) for architecture in seeds]
     known: dict[Architecture, Values] = {}
     candidates: list[Candidate] = []
     while len(candidates) < count:

@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from latency_lut.figures import PAGE_PARTS, number, ratio, shown
 from search import report_choices, report_devices, report_figures
 from search.report_text import (
     CLAIMS,
@@ -33,11 +34,8 @@ from search.report_text import (
     microseconds,
     nearest_miss,
     noise,
-    number,
     plus_minus,
     prediction_error,
-    ratio,
-    shown,
     takeaway,
     verified,
     views,
@@ -126,7 +124,7 @@ def _print_front_of(summary: Summary, where: str, console: Console) -> None:
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, PAGE_PARTS]),
         autoescape=True,
         undefined=jinja2.ChainableUndefined,
         trim_blocks=True,

@@ -6,15 +6,16 @@ Like the others in `search.report_figures`: each takes the whole summary and ret
 from __future__ import annotations
 
 import itertools
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from search.report_figures import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, figure_of, hover_of, safe, with_numbers
-from search.report_text import Summary, microseconds, ratio, shown
+from latency_lut.figures import figure_of, safe, shown
+from latency_lut.pays_figure import pays_figure
+from search.report_figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, hover_of
+from search.report_text import Summary, microseconds
 from spaces.errors import UserError
 from spaces.sparsity import parse
 
@@ -94,53 +95,7 @@ def _layer_text(winner: Mapping[str, Any], layer: Mapping[str, Any]) -> str:
 
 def pays(summary: Summary) -> go.Figure | None:
     """Speed-up over the dense float layer, per kind and size of layer (rows) and choice (columns)."""
-    entries = with_numbers(summary.get("pays"), "median_ratio")
-    entries = [e for e in entries if e["median_ratio"] > 0]
-    if not entries:
-        return None
-    sizes = ("small", "medium", "large")
-    kinds = list(dict.fromkeys(str(e.get("kind")) for e in entries))
-    rows = sorted(
-        {(kinds.index(str(e.get("kind"))), str(e.get("size_class"))) for e in entries},
-        key=lambda row: (row[0], sizes.index(row[1].split(" ")[0]) if row[1].split(" ")[0] in sizes else 9, row[1]),
-    )
-    choices = list(dict.fromkeys(str(e.get("choice")) for e in entries))
-    value: list[list[float | None]] = [[None] * len(choices) for _ in rows]
-    label, hover = [[""] * len(choices) for _ in rows], [[""] * len(choices) for _ in rows]
-    for e in entries:
-        row, column = (
-            rows.index((kinds.index(str(e.get("kind"))), str(e.get("size_class")))),
-            choices.index(str(e.get("choice"))),
-        )
-        value[row][column] = math.log2(e["median_ratio"])
-        label[row][column] = ratio(e["median_ratio"]) + ("" if e.get("pays") else " ✗")
-        hover[row][column] = (
-            f"<b>{safe(e.get('choice'))}</b> on {safe(e.get('kind'))}, {safe(e.get('size_class'))}"
-            f"<br>median speed-up over dense float: {ratio(e['median_ratio'])}"
-            f"<br>faster in {shown(e.get('share_faster'), '.0f', ' %', 100)} of {shown(e.get('pairs'), '.0f')} measured pairs"
-            f"<br>{'pays' if e.get('pays') else 'does not pay'} on this device"
-        )
-    figure = figure_of(90 + 34 * len(rows), "", "")
-    figure.add_heatmap(
-        z=value,
-        x=[safe(choice).replace(" ", "<br>") for choice in choices],
-        y=[f"{safe(kinds[kind])}, {safe(size.split(' (')[0])}" for kind, size in rows],
-        text=label,
-        texttemplate="%{text}",
-        textfont={"color": INK},
-        customdata=hover,
-        hovertemplate="%{customdata}<extra></extra>",
-        colorscale=[[0, "#E08A2C"], [0.25, "#F3BC7C"], [0.5, "#F7F7F7"], [0.75, "#A9CFE8"], [1, "#4A97CF"]],
-        zmin=-2,
-        zmax=2,
-        xgap=2,
-        ygap=2,
-        hoverongaps=False,
-        showscale=False,
-    )
-    figure.update_xaxes(side="top", tickangle=0, showgrid=False, ticks="", type="category")
-    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", type="category")
-    return figure.update_layout(dragmode=False, margin_t=10)
+    return pays_figure(summary.get("pays"))
 
 
 def merged(sequences: Sequence[Sequence[str]]) -> list[str]:

@@ -11,9 +11,10 @@ from typing import Any
 
 import plotly.graph_objects as go
 
+from latency_lut.figures import figure_of, number, safe, shown
 from search.report_choices import kept, merged, patterns_of, style_of
-from search.report_figures import figure_of, hover_of, safe
-from search.report_text import Summary, device_of, microseconds, number, shown, verified
+from search.report_figures import hover_of
+from search.report_text import Summary, device_of, microseconds, verified
 
 Layer = Mapping[str, Any]
 

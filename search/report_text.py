@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from latency_lut import figures
+from latency_lut.figures import number, ratio, shown
+
 Summary = Mapping[str, Any]
 
 FAMILIES = {
@@ -18,26 +21,9 @@ PER_DEVICE = ("table", "latency_model", "study", "front", "winners", "baselines"
 CLAIMS = ("uniform_int8", "uniform_float", "largest_float")  # the baselines that the heading names
 
 
-def number(value: object) -> float | None:
-    """A finite number, or `None` for everything else."""
-    finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if finite else None  # type: ignore[arg-type]
-
-
-def shown(value: object, pattern: str, unit: str = "", factor: float = 1.0) -> str:
-    """A number formatted and followed by its unit, or `n/a` where there is none."""
-    finite = number(value)
-    return "n/a" if finite is None else f"{finite * factor:{pattern}}{unit}"
-
-
 def percent(value: object) -> str:
     """A share as a percentage with two decimals."""
     return shown(value, ".2f", " %", 100)
-
-
-def ratio(value: object) -> str:
-    """A factor, e.g. of speed."""
-    return shown(value, ".2f", "\N{MULTIPLICATION SIGN}")
 
 
 def microseconds(value: object, unit: str = " µs") -> str:
@@ -96,18 +82,7 @@ def takeaway(summary: Summary) -> str:
 
 def condition(summary: Summary) -> str:
     """Device, runtime, threads, batch and statistic of every latency of the run."""
-    device = device_of(summary)
-    if not device:
-        return ""
-    threads, batch = device.get("threads", "n/a"), device.get("batch", "n/a")
-    parts = [
-        f"{device.get('name', 'device')} ({device.get('cpu', 'CPU unknown')})",
-        f"{device.get('runtime', 'runtime unknown')} {device.get('runtime_version', '')}".rstrip(),
-    ]
-    parts += [str(device["provider"])] if "provider" in device else []
-    parts += [f"{threads} thread{'' if threads == 1 else 's'}", f"batch {batch}"]
-    statistic = (summary.get("table") or {}).get("statistic")
-    return ", ".join(parts) + (f"; {statistic}" if statistic else "")
+    return figures.condition(device_of(summary), (summary.get("table") or {}).get("statistic"))
 
 
 def noise(summary: Summary) -> str:

@@ -20,6 +20,7 @@ from predictors.accuracy import AccuracyPredictor, accuracy_features
 from search.candidates import Candidate, Values, propose
 from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
+from search.left_out import NOTHING, LeftOut
 from search.objectives import Constraint, Goal, Objective, hypervolume
 from search.predicted import PredictedValues
 from spaces.choice import Architecture
@@ -39,12 +40,14 @@ class StudySettings:
         rounds: times that the predictors are asked, the best evaluated and the accuracy predictor refitted.
         evaluations: networks evaluated per round.
         seed: of samplers and the random baseline.
+        leave_out_what_does_not_pay: propose no options that are nowhere faster, see `search.left_out`.
     """
 
     candidates: int
     rounds: int
     evaluations: int
     seed: int
+    leave_out_what_does_not_pay: bool = True
 
 
 @dataclass
@@ -78,6 +81,7 @@ def run_studies(
     measure: Callable[[Architecture], Evaluation],
     settings: StudySettings,
     on_progress: Progress = lambda what, done, total: None,
+    left_out: Mapping[Goal, LeftOut] | None = None,
 ) -> dict[Goal, StudyResult]:
     """Search, one study after the other.
 
@@ -89,6 +93,7 @@ def run_studies(
         measure: evaluates an architecture with the supernet.
         settings: rounds and numbers, of each study.
         on_progress: called with what is done, how many are done, and of how many.
+        left_out: options that no round of a goal proposes.
     """
     seen = evaluations.of(INITIAL)
     results, counts = {goal: StudyResult() for goal in goals}, {INITIAL: len(seen)}
@@ -99,7 +104,8 @@ def run_studies(
             count = settings.candidates * number // settings.rounds - settings.candidates * (number - 1) // settings.rounds
             asking = partial(_candidates_done, on_progress, f"{whose}candidates", len(result.candidates), settings.candidates)
             sampler = new_sampler(settings.seed * 1000 + place * settings.rounds + number)
-            candidates = predicted_candidates(seen, goal, predicted, new_predictor(), sampler, count, asking)
+            unpaid = (left_out or {}).get(goal, NOTHING)
+            candidates = predicted_candidates(seen, goal, predicted, new_predictor(), sampler, count, unpaid, asking)
             result.candidates += [(candidate, number) for candidate in candidates]
             result.candidate_s += time.perf_counter() - begin
             # What an earlier attempt at this round evaluated is chosen again; what later ones did must not disturb it.
@@ -124,6 +130,7 @@ def predicted_candidates(
     predictor: AccuracyPredictor,
     sampler: BaseSampler,
     count: int,
+    left_out: LeftOut,
     on_progress: Callable[[int], None],
 ) -> list[Candidate]:
     """What a sampler asks for that begins at the front of what was evaluated, judged by a predictor that learns from it."""
@@ -132,10 +139,11 @@ def predicted_candidates(
     predictor.fit(features, [e.accuracy for e in seen])
     front = evaluated_front(seen, predicted, goal.objectives, goal.constraints)
     starts = front or nearest(as_candidates(seen, predicted, goal.constraints))
-    seeds = dict.fromkeys(a for c in starts for a in (c.architecture, *precision_runs(space, c.architecture)))
+    runs = (a for c in starts for a in (c.architecture, *precision_runs(space, c.architecture)))
+    seeds = list(dict.fromkeys(space.architecture(left_out.replaced(a)) for a in runs))
     predict = partial(predicted.predict, accuracy=predictor)
     return propose(
-        space, predict, goal.objectives, goal.constraints, sampler, count, seeds=list(seeds), on_progress=on_progress
+        space, predict, goal.objectives, goal.constraints, sampler, count, seeds, on_progress=on_progress, left_out=left_out
     )
 
 

@@ -13,6 +13,7 @@ from search import study
 from search.candidates import Candidate, FinishedStudy, archive
 from search.evaluations import RANDOM
 from search.job import Job
+from search.left_out import NOTHING, LeftOut, left_out
 from search.objectives import Goal
 from search.run import Facts
 from spaces.choice import Architecture
@@ -27,6 +28,7 @@ Results = dict[Goal, study.StudyResult]
 def search_study(job: Job) -> Facts:
     """Search, and write the fronts, the archive and the points for the report."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
+    unpaid = {goal: _left_out(job, goal) for goal in job.goals} if job.study.leave_out_what_does_not_pay else {}
     results = study.run_studies(
         job.predicted,
         job.evaluations,
@@ -35,6 +37,7 @@ def search_study(job: Job) -> Facts:
         lambda a: job.evaluator.evaluate(job.supernet, a),
         job.study,
         job.progress.advance,
+        left_out=unpaid,
     )
     begin = time.perf_counter()
     archive(job.path("study.log"), job.space, {study_name(job, g): finished(g, result) for g, result in results.items()})
@@ -47,7 +50,22 @@ def search_study(job: Job) -> Facts:
         "sampler": type(job.sampler(job.seed)).__name__,
         "evaluations": len(job.evaluations),
     }
-    return {**facts, "studies": {goal.name: figures(job, goal, result) for goal, result in results.items()}}
+    return {
+        **facts,
+        "studies": {goal.name: figures(job, goal, result, unpaid.get(goal, NOTHING)) for goal, result in results.items()},
+    }
+
+
+def _left_out(job: Job, goal: Goal) -> LeftOut:
+    """What does not pay on a goal's devices; it is also told."""
+    tables = {name: job.table(job.devices[name]) for name in goal.devices}
+    unpaid = left_out(job.space, tables, goal.objectives, goal.constraints)
+    if unpaid.count:
+        where = " or ".join(unpaid.devices)
+        job.progress.say(f"  {unpaid.count} of {unpaid.considered} options left out, which do not pay on {where}:")
+    for sentence in unpaid.sentences():
+        job.progress.say(f"    {sentence}")
+    return unpaid
 
 
 def study_name(job: Job, goal: Goal) -> str:
@@ -61,7 +79,7 @@ def finished(goal: Goal, result: study.StudyResult) -> FinishedStudy:
     return FinishedStudy([(c, {"round": n}) for c, n in reversed(first.values())], goal.objectives)
 
 
-def figures(job: Job, goal: Goal, result: study.StudyResult) -> Facts:
+def figures(job: Job, goal: Goal, result: study.StudyResult, unpaid: LeftOut) -> Facts:
     """The figures of one study; they are also told."""
     rate = len(result.candidates) / result.candidate_s
     volumes = list(result.hypervolumes.values())
@@ -82,6 +100,7 @@ def figures(job: Job, goal: Goal, result: study.StudyResult) -> Facts:
         "hypervolume_random": result.hypervolume_random,
         "reference_point": result.reference,
         "nearest_miss": result.nearest_miss,
+        "left_out": {"options": unpaid.count, "of": unpaid.considered, "devices": unpaid.devices, "what": unpaid.sentences()},
     }
 
 

@@ -80,12 +80,13 @@ class IntegerQuantizer(WeightQuantizer):
         if self.scale is None:
             shares = grouped(weight.detach(), self.precision.scales)
             if self.settings.scale == "maximum":
-                return (shares.abs().amax(dim=2) / self.limit).clamp_min(SMALLEST_SCALE)
+                return torch.div(shares.abs().amax(dim=2), self.limit).clamp_min(SMALLEST_SCALE)
             if self.settings.scale == "statistics":
                 return _statistics(shares, self.precision.weight_bits, self.limit)
-            return (_percentile(shares.abs(), self.settings.percentile) / self.limit).clamp_min(SMALLEST_SCALE)
+            largest = _percentile(shares.abs(), self.settings.percentile)
+            return torch.div(largest, self.limit).clamp_min(SMALLEST_SCALE)
         rows, columns = grouped(weight.detach(), self.precision.scales).shape[:2]
-        return self.scale[:rows, :columns].abs().clamp_min(SMALLEST_SCALE)
+        return torch.abs(self.scale[:rows, :columns]).clamp_min(SMALLEST_SCALE)
 
 
 def _statistics(shares: torch.Tensor, bits: int, limit: int) -> torch.Tensor:

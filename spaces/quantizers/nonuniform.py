@@ -87,16 +87,17 @@ class PowerQuantizer(WeightQuantizer):
             return EncodedWeight(codes.to(torch.int8), scales, self._book().clone(), self.precision.weight_bits)
 
     def _exponent(self) -> torch.Tensor:
-        return self.exponent.clamp(*EXPONENTS)
+        return torch.clamp(self.exponent, *EXPONENTS)
 
     def _codes(self, weight: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
             z = weight / step
-            return (z.sign() * torch.pow(z.abs(), self._exponent()) * self.limit).round().long() + self.limit
+            curved = torch.pow(z.abs(), self._exponent()) * z.sign()
+            return torch.round(curved * self.limit).long() + self.limit
 
     def _book(self) -> torch.Tensor:
         levels = torch.arange(-self.limit, self.limit + 1, device=self.exponent.device) / self.limit
-        return levels.sign() * torch.pow(levels.abs().clamp_min(SMALLEST_SCALE), 1.0 / self._exponent())
+        return torch.pow(levels.abs().clamp_min(SMALLEST_SCALE), 1.0 / self._exponent()) * levels.sign()
 
 
 @weight_quantizer("partial")

@@ -72,6 +72,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ('constraints=["latency@x86<=2kg"]', ["'kg'", "us, ms, s"]),
         ("supernet.epochs=0", ["supernet.epochs is 0"]),
         ("study.candidates=many", ["'many'"]),
+        ("study.leave_out_what_does_not_pay=5", ["leave_out_what_does_not_pay is 5", "true and false"]),
         ("data=custom", ["data.module._target_"]),
         ("data=nowhere", ["data/nowhere"]),
         ("space.stem=[0]", ["stem"]),
@@ -302,6 +303,25 @@ def test_winners_are_each_another_network(call: Call, copy: Path, tmp_path: Path
     cards = [json.loads(path.read_text()) for path in (copy / "winners").rglob("card.json")]
     assert len(cards) == 8
     assert len({json.dumps(card["architecture"], sort_keys=True) for card in cards}) == 8
+
+
+def test_what_was_left_out_is_told_or_nothing_is_left_out(call: Call, copy: Path, tmp_path: Path) -> None:
+    def left_out() -> Any:
+        return json.loads((copy / "summary.json").read_text())["study"]["left_out"]
+
+    told = left_out()
+    assert told["devices"] == ["x86"]
+    assert 0 <= told["options"] < told["of"]
+    assert (told["options"] > 0) == (told["what"] != [])
+    ended = call(tmp_path, "run=run", "study.leave_out_what_does_not_pay=false")
+    assert ended.status == 0, ended.err
+    assert left_out()["options"] == 0
+    assert "left out" not in ended.out
+    ended = call(tmp_path, "run=run", "study.leave_out_what_does_not_pay=true", "stages=[study]")
+    assert ended.status == 0, ended.err
+    assert (f"{told['options']} of {told['of']} options left out" in ended.out) == (told["options"] > 0)
+    for sentence in told["what"]:
+        assert sentence in " ".join(ended.out.split())
 
 
 def test_nothing_feasible_is_told(call: Call, copy: Path, tmp_path: Path) -> None:

@@ -154,6 +154,17 @@ def test_latency_is_told_with_device_runtime_threads_batch_and_statistic(text: s
             assert word in told
 
 
+def test_page_says_what_the_search_left_out(text: str, tmp_path: Path) -> None:
+    assert "left out" not in Page(text).text  # a run of before
+    summary = example()
+    summary["study"]["left_out"] = {"options": 1, "of": 137, "devices": ["x86"], "what": ["precision 8 of stem"]}
+    told = " ".join(Page(written(summary, tmp_path)).text.split())
+    assert "The search left out 1 of 137 options, which are nowhere faster on x86" in told
+    assert "precision 8 of stem" in told
+    summary["study"]["left_out"] = {"options": 0, "of": 137, "devices": ["x86"], "what": []}
+    assert "The search left out nothing" in Page(written(summary, tmp_path)).text
+
+
 def test_no_speedup_is_claimed_where_nothing_is_beaten(tmp_path: Path) -> None:
     beats = {"uniform_int8": {"networks": 7, "beaten": 0, "median_speedup": None, "best_speedup": None}}
     assert "They do not beat uniform int8." in takeaway(example(beats=beats))

@@ -18,6 +18,7 @@ from predictors.size import model_bytes
 from search.candidates import Candidate
 from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
+from search.left_out import NOTHING, LeftOut
 from search.objectives import Constraint, Goal, goals_of, parse_constraint, parse_objectives
 from search.predicted import PredictedValues
 from search.study import (
@@ -144,10 +145,11 @@ def search(
     constraints: Sequence[Constraint] = (),
     names: Sequence[str] = ("accuracy", "latency@x86"),
     sampler: Callable[[int], RandomSampler | NSGAIISampler] = lambda seed: RandomSampler(seed=seed),
+    left_out: LeftOut = NOTHING,
 ) -> StudyResult:
     (goal,) = goals_of(parse_objectives(names, ["x86"]), constraints, ["x86"])
     goals = {goal: PredictedValues(space, goal.values, {"x86": latency})}
-    return run_studies(goals, evaluations, lambda: Ridge(), sampler, measure, SETTINGS)[goal]
+    return run_studies(goals, evaluations, lambda: Ridge(), sampler, measure, SETTINGS, left_out={goal: left_out})[goal]
 
 
 @pytest.mark.parametrize(
@@ -231,6 +233,24 @@ def test_constraints_keep_the_front(
     result = search(tiny_space, latency, evaluations, measure, [constraint])
     assert result.front
     assert all(tiny_space.network(c.architecture).parameters <= middle for c in result.front)
+
+
+def test_rounds_leave_out_what_they_are_told_and_the_baselines_do_not(
+    tiny_space: MobileSpace, latency: LatencyPredictor, measure: Measure, tmp_path: Path
+) -> None:
+    what = LeftOut({choice.name: {8: 32} for choice in tiny_space.choices if choice.kind == "precision"})
+    evaluations = started(tiny_space, tmp_path / "e.parquet", measure)
+    result = search(tiny_space, latency, evaluations, measure, left_out=what)
+
+    def has_integers(architecture: Architecture) -> bool:
+        return any(name.endswith(".precision") and value == 8 for name, value in architecture.items())
+
+    rounds = evaluations.of("round 1", "round 2", "round 3")
+    assert rounds
+    assert not any(has_integers(c.architecture) for c, _ in result.candidates)
+    assert not any(has_integers(e.architecture) for e in rounds)
+    assert any(has_integers(e.architecture) for e in evaluations.of(INITIAL))
+    assert any(has_integers(e.architecture) for e in evaluations.of(RANDOM))
 
 
 def test_a_constraint_that_nothing_meets_is_told(
