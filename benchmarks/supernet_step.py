@@ -38,12 +38,13 @@ from torch.nn import functional as F
 from benchmarks.defaults import device_and_space, options
 from spaces.choice import Architecture
 from spaces.depthwise import depthwise_conv2d
-from spaces.elastic import effective_weight
-from spaces.layers import FLOAT_BITS, LayerSpec, Network
+from spaces.layers import LayerSpec, Network
 from spaces.plain import finish_layer, module_key, run_network
+from spaces.precision import FLOAT, FLOAT_BITS
 from spaces.quantizers import quantize_to_own_range
 from spaces.space import Space
 from spaces.supernet import Supernet
+from spaces.weights import effective_weight
 
 IMAGE_SIDE = 8
 CLASSES = 10
@@ -68,7 +69,7 @@ class LayerAlone(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
         spec, own = self.spec, self.arithmetic
-        if spec.weight_bits < FLOAT_BITS and spec.input_bits == FLOAT_BITS:
+        if spec.integer and spec.input_bits == FLOAT_BITS:
             x = by_batch(x)
         if isinstance(own, nn.Conv2d) and self.norm is not None:
             weight = effective_weight(own.weight, spec)
@@ -86,8 +87,8 @@ class LayerAlone(nn.Module):
         """Take over the part of the shared weights that this layer is."""
         if self.arithmetic is None:
             return
-        stored = shared.get_parameter("weight").detach()
-        whole = replace(self.spec, sparsity="dense", weight_bits=FLOAT_BITS)
+        stored = shared.get_parameter("weight.values").detach()
+        whole = replace(self.spec, sparsity="dense", precision=FLOAT)
         out = self.spec.out_channels
         with torch.no_grad():
             self.arithmetic.weight.copy_(effective_weight(stored, whole))

@@ -1,4 +1,7 @@
-"""`python -m latency_lut`: profile devices for a space, print what was measured and how good the latency model is."""
+"""`python -m latency_lut`: profile devices for a space, print what was measured and how good the latency model is.
+
+A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on measured devices.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +16,7 @@ from rich.table import Table
 
 from latency_lut.command import run_hydra
 from latency_lut.device import Device
+from latency_lut.pays_report import print_report, read_tables, report_of, write_report
 from latency_lut.profile import profile
 from spaces.errors import UserError
 from spaces.space import Space
@@ -74,5 +78,18 @@ def measure(space: Space, device: Device, config: DictConfig) -> None:
     console.print(f"table: {path}", soft_wrap=True)
 
 
+def report(config: DictConfig) -> None:
+    """Tell what pays on every device of the configuration, from the files of its tables; without devices, on all of them."""
+    folder = Path(config.tables)
+    told = report_of(read_tables(folder, [str(name) for name in config.get("devices") or ()]))
+    console = Console()
+    print_report(told, console)
+    for path in write_report(told, folder):
+        console.print(f"{path.suffix[1:]}: {path}", soft_wrap=True)
+
+
+COMMANDS = {"report": report}
+
+
 if __name__ == "__main__":
-    run_hydra(main, "latency_lut")
+    run_hydra(main, "latency_lut", COMMANDS)

@@ -10,7 +10,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NoReturn
 
@@ -22,12 +22,14 @@ from omegaconf.errors import OmegaConfBaseException
 
 from spaces.errors import UserError
 
+Command = Callable[[DictConfig], None]
+
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 USER_STATUS = 2
 INTERRUPTED_STATUS = 130
 
 
-def run_hydra(main_function: Callable[[DictConfig], None], config_name: str) -> None:
+def run_hydra(main_function: Command, config_name: str, commands: Mapping[str, Command] | None = None) -> None:
     """Run a function with the configuration that the command line asks for; with `-m`, once per combination.
 
     Configurations may use `${scratch_folder:}`, a folder that is removed at the end.
@@ -35,16 +37,18 @@ def run_hydra(main_function: Callable[[DictConfig], None], config_name: str) -> 
     Args:
         main_function: gets the composed configuration.
         config_name: primary configuration in `conf`.
+        commands: what to run instead, by the word that may stand first on the command line.
 
     Raises:
         SystemExit: with status 2 after a user's mistake, told in one line on stderr; of several jobs the others still run.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     process, mistakes = os.getpid(), []
+    chosen = main_function
 
     def job(config: DictConfig) -> None:
         try:
-            main_function(config)
+            chosen(config)
         except Exception as error:
             line = mistake(error)
             # Elsewhere (a launcher's worker) nobody reads the list; the launcher brings the exception back.
@@ -56,6 +60,8 @@ def run_hydra(main_function: Callable[[DictConfig], None], config_name: str) -> 
     with tempfile.TemporaryDirectory() as scratch:
         OmegaConf.register_new_resolver("scratch_folder", lambda: scratch, replace=True)
         try:
+            if commands is not None:
+                chosen = _take_command(commands) or main_function
             _check_arguments()
             hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
         except KeyboardInterrupt:
@@ -90,6 +96,21 @@ def _names_wrongly(error: InstantiationException) -> bool:
     if isinstance(error.__cause__, TypeError):
         return "argument" in str(error.__cause__)
     return isinstance(error.__cause__, (ImportError, OmegaConfBaseException)) or "locat" in str(error)
+
+
+def _take_command(commands: Mapping[str, Command]) -> Command | None:
+    """The command that stands first on the command line, taken off it; `None` without one.
+
+    Raises:
+        UserError: it is none of them.
+    """
+    first = sys.argv[1] if len(sys.argv) > 1 else ""
+    if not re.fullmatch(r"\w+", first):
+        return None
+    if first not in commands:
+        raise UserError(f"command {first!r}; allowed are {', '.join(commands)}, or none, to measure; options are KEY=VALUE")
+    del sys.argv[1]
+    return commands[first]
 
 
 def _check_arguments() -> None:

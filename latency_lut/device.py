@@ -73,6 +73,9 @@ class Runtime(Protocol):
     def providers(self) -> list[str]:
         """Execution providers that the installed runtime has."""
 
+    def describe(self, device: Device) -> dict[str, str]:
+        """What else a number measured with it must say; nothing when version, provider and settings say it all."""
+
     def load(self, model: bytes, device: Device) -> LoadedModel:
         """A serialized ONNX model, made ready to run."""
 
@@ -144,6 +147,7 @@ class Device:
             "provider": self.provider,
             "threads": self.threads,
             "batch": self.batch,
+            **self.load_runtime().describe(self),
         }
 
     @cached_property

@@ -34,6 +34,7 @@ class GraphBuilder:
         self.nodes: list[ir.Node] = []
         self.inputs: list[ir.Value] = []
         self.initializers: list[ir.Value] = []
+        self.domains = {""}
         self.scope = ""
 
     def input(self, name: str, shape: Sequence[int], dtype: ir.DataType = ir.DataType.FLOAT) -> ir.Value:
@@ -54,12 +55,28 @@ class GraphBuilder:
         self.initializers.append(value)
         return value
 
-    def op(self, op_type: str, inputs: Sequence[ir.Value], name: str, **attributes: Attribute) -> ir.Value:
+    def op(
+        self, op_type: str, inputs: Sequence[ir.Value | None], name: str, *, domain: str = "", **attributes: Attribute
+    ) -> ir.Value:
         """Append a node called `scope/name` and return its only output, of the same name."""
-        node = ir.node(op_type, list(inputs), attributes, name=f"{self.scope}/{name}")
-        node.outputs[0].name = f"{self.scope}/{name}"
+        return self.ops(op_type, inputs, (name,), domain, **attributes)[0]
+
+    def ops(
+        self, op_type: str, inputs: Sequence[ir.Value | None], names: Sequence[str], domain: str = "", **attributes: Attribute
+    ) -> list[ir.Value]:
+        """Append a node with several outputs, called `scope/name` each as `names` say; it has the first one's name."""
+        node = ir.node(
+            op_type, list(inputs), attributes, domain=domain, num_outputs=len(names), name=f"{self.scope}/{names[0]}"
+        )
+        for output, name in zip(node.outputs, names, strict=True):
+            output.name = f"{self.scope}/{name}"
         self.nodes.append(node)
-        return node.outputs[0]
+        self.domains.add(domain)
+        return list(node.outputs)
+
+    def reshaped(self, value: ir.Value, shape: Sequence[int], name: str) -> ir.Value:
+        """A value in another shape."""
+        return self.op("Reshape", [value, self.constant(f"{name}_sizes", np.array(shape, np.int64))], name)
 
     def quantize(self, value: ir.Value, scale: np.float32, zero_point: int, name: str) -> Tensor:
         """A float value on the uint8 grid."""
@@ -90,7 +107,7 @@ class GraphBuilder:
             [output],
             nodes=self.nodes,
             initializers=self.initializers,
-            opset_imports={"": OPSET},
+            opset_imports={domain: OPSET if domain == "" else 1 for domain in sorted(self.domains)},
             name="netwright",
         )
         model = ir.Model(graph, ir_version=IR_VERSION, producer_name="netwright", metadata_props=metadata or {})

@@ -10,7 +10,9 @@ import torch
 
 from latency_lut.graph import GraphBuilder, Tensor
 from latency_lut.lowering import LayerWeights, lower
-from spaces.layers import FLOAT_BITS, INPUT, LayerSpec, Network
+from spaces.layers import INPUT, LayerSpec, Network
+from spaces.low_rank import factors_of
+from spaces.precision import FLOAT_BITS
 from spaces.sparsity import mask
 
 
@@ -61,8 +63,13 @@ def random_weights(spec: LayerSpec, rng: np.random.Generator) -> LayerWeights:
     weight = rng.standard_normal(spec.weight_shape, dtype=np.float32) * np.float32(np.sqrt(2.0 / fan_in))
     keep = mask(torch.from_numpy(weight), spec.sparsity)
     bias = rng.standard_normal(spec.out_channels, dtype=np.float32) * np.float32(0.1)
+    factor = None
+    if spec.rank:
+        first, second = factors_of(torch.from_numpy(weight), spec.rank)
+        factor, weight = first.numpy(), second.numpy()
     masked = weight if keep is None else weight * keep.numpy()
-    return LayerWeights(masked, bias, output_range, input_range=(-2.0, 2.0), sum_range=(-4.0, 4.0))
+    wide = (-4.0, 4.0)
+    return LayerWeights(masked, bias, output_range, (-2.0, 2.0), sum_range=wide, factor=factor, factor_range=wide)
 
 
 def build_layer(spec: LayerSpec, lowering: str, weights: LayerWeights, batch: int = 1) -> bytes:

@@ -1,22 +1,29 @@
 """What pays on a device: measured ratios of precision and sparsity against the dense float layer, by kind and size of layer.
 
-Only pairs that were measured count; nothing here is fitted.
+Only pairs that were measured count; nothing here is fitted. A float layer is compared with the dense one between the same
+neighbours, an integer layer with the dense float one between float neighbours, where that was measured.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 
 from latency_lut.lowering import applicable
 from latency_lut.table import LatencyTable
-from spaces.layers import FLOAT_BITS, LayerSpec
+from spaces.layers import LayerSpec
+from spaces.precision import FLOAT, FLOAT_BITS
 
 SIZE_NAMES = ("small", "medium", "large")
 MARGIN = 1.02
+RANK_SHARES = 8  # ranks are named by a share with at most this denominator
+BESIDE = "float beside int8"  # no choice: what a dense float layer costs when a neighbour is an integer layer
+
+Bounds = Mapping[str, np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -26,7 +33,7 @@ class Pays:
     Args:
         kind: of layer, see `LayerSpec.kind`.
         size_class: `small`, `medium` or `large` with its bound in dense MACs.
-        choice: precision and sparsity, such as `int8 group@1/2`.
+        choice: precision, sparsity and rank, such as `int8 group@1/2`.
         pairs: layers that were measured both ways.
         median_ratio: time of the dense float layer over the time of this choice; above 1 is faster.
         share_faster: share of the layers for which the choice is faster.
@@ -45,21 +52,20 @@ class Pays:
         return self.median_ratio > MARGIN
 
 
-def what_pays(table: LatencyTable) -> list[Pays]:
-    """Rows for every kind, size and choice of which layers were measured."""
-    specs = {spec for spec, _ in table.entries}
-    fastest: dict[LayerSpec, float] = {}
-    for spec in specs:
-        measured = [entry.us for name in applicable(spec) if (entry := table.entry(spec, name)) is not None]
-        if len(measured) == len(applicable(spec)):
-            fastest[spec] = min(measured)
+def what_pays(table: LatencyTable, bounds: Bounds | None = None) -> list[Pays]:
+    """Rows for every kind, size and choice of which layers were measured.
+
+    Args:
+        table: of the device.
+        bounds: of the size classes, see `size_bounds`; `None`: those of this table.
+    """
+    fastest = fastest_us(table)
+    bounds = size_bounds([table]) if bounds is None else bounds
     ratios: dict[tuple[str, int, str], list[float]] = defaultdict(list)
-    bounds = _bounds([_dense_float(spec) for spec in fastest])
     for spec, us in fastest.items():
         for reference in _references(spec):
             if reference != spec and reference in fastest:
-                size = int(np.searchsorted(bounds[reference.kind], reference.macs, side="right"))
-                ratios[reference.kind, size, _choice(spec)].append(fastest[reference] / us)
+                ratios[spec.kind, size_class(spec, bounds), _choice(spec)].append(fastest[reference] / us)
                 break
     rows = []
     for (kind, size, choice), values in sorted(ratios.items()):
@@ -69,11 +75,39 @@ def what_pays(table: LatencyTable) -> list[Pays]:
     return rows
 
 
+def fastest_us(table: LatencyTable) -> dict[LayerSpec, float]:
+    """Microseconds of the fastest lowering of every layer of which all lowerings were measured."""
+    fastest = {}
+    for spec in dict.fromkeys(spec for spec, _ in table.entries):
+        measured = [entry.us for name in applicable(spec) if (entry := table.entry(spec, name)) is not None]
+        if len(measured) == len(applicable(spec)):
+            fastest[spec] = min(measured)
+    return fastest
+
+
+def size_bounds(tables: Iterable[LatencyTable]) -> dict[str, np.ndarray]:
+    """By kind, the dense MACs that part the layers of tables into three size classes of equal number, `(2,)`."""
+    macs: dict[str, list[int]] = defaultdict(list)
+    for spec in dict.fromkeys(_dense_float(spec) for table in tables for spec in fastest_us(table)):
+        macs[spec.kind].append(spec.macs)
+    return {kind: np.quantile(values, [1 / 3, 2 / 3]) for kind, values in macs.items()}
+
+
+def size_class(spec: LayerSpec, bounds: Bounds) -> int:
+    """Index of a layer's size class in `SIZE_NAMES`, by the MACs that it has when it is dense.
+
+    Raises:
+        KeyError: there are no bounds for its kind.
+    """
+    return int(np.searchsorted(bounds[spec.kind], _dense_float(spec).macs, side="right"))
+
+
 def never_pays(rows: Sequence[Pays]) -> list[str]:
     """A sentence for each choice that is slower in every size class of a kind."""
     by_choice: dict[tuple[str, str], list[Pays]] = defaultdict(list)
     for row in rows:
-        by_choice[row.kind, row.choice].append(row)
+        if row.choice != BESIDE:
+            by_choice[row.kind, row.choice].append(row)
     sentences = []
     for (kind, choice), group in by_choice.items():
         if not any(row.pays for row in group):
@@ -85,27 +119,36 @@ def never_pays(rows: Sequence[Pays]) -> list[str]:
 
 
 def _dense_float(spec: LayerSpec) -> LayerSpec:
-    return replace(spec, weight_bits=FLOAT_BITS, sparsity="dense")
+    return replace(spec, precision=FLOAT, sparsity="dense", rank=0)
+
+
+def between_floats(spec: LayerSpec) -> LayerSpec:
+    """The layer with tensors as they are when all its neighbours are float layers."""
+    skip_bits = FLOAT_BITS if spec.skip_bits else 0
+    return replace(spec, input_bits=FLOAT_BITS, output_bits=FLOAT_BITS, skip_bits=skip_bits)
+
+
+def rank_share(spec: LayerSpec) -> Fraction:
+    """The rank as a share of the weight's smaller side, near enough to name it; 0 for a layer without a rank."""
+    return Fraction(spec.rank, spec.full_rank).limit_denominator(RANK_SHARES) if spec.rank else Fraction(0)
+
+
+def is_integer(spec: LayerSpec) -> bool:
+    """Whether the layer computes in integers, so that the tensors at both its sides are quantized because of it."""
+    return spec.integer
 
 
 def _references(spec: LayerSpec) -> list[LayerSpec]:
-    """Dense float layers to compare with: between float neighbours, else between the neighbours that the layer has."""
+    """Dense float layers to compare with, the first that was measured."""
     dense = _dense_float(spec)
-    free = replace(dense, input_bits=FLOAT_BITS, output_bits=FLOAT_BITS, skip_bits=FLOAT_BITS if spec.skip_bits else 0)
-    return [free, dense]
+    return [between_floats(dense), dense] if is_integer(spec) or spec == dense else [dense]
 
 
 def _choice(spec: LayerSpec) -> str:
-    precision = "int8" if spec.weight_bits < FLOAT_BITS else ""
+    precision = "" if spec.precision == FLOAT else "int8" if spec.precision == "w8a8" else spec.precision
     sparsity = "" if spec.sparsity == "dense" else spec.sparsity
-    return " ".join(part for part in (precision, sparsity) if part) or "float beside int8"
-
-
-def _bounds(specs: Sequence[LayerSpec]) -> dict[str, np.ndarray]:
-    macs: dict[str, list[int]] = defaultdict(list)
-    for spec in set(specs):
-        macs[spec.kind].append(spec.macs)
-    return {kind: np.quantile(values, [1 / 3, 2 / 3]) for kind, values in macs.items()}
+    rank = f"rank {rank_share(spec)}" if spec.rank else ""
+    return " ".join(part for part in (precision, sparsity, rank) if part) or BESIDE
 
 
 def _size_text(size: int, bounds: np.ndarray) -> str:

@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -28,7 +28,7 @@ from spaces.files import write_atomically
 from spaces.layers import LayerSpec
 from spaces.space import Space
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 UNIT = "us"
 STATISTIC = "median over interleaved visits at the machine's usual speed; spread is its robust standard error"
 SOURCES = ("random", "graded", "winner")
@@ -54,13 +54,8 @@ _SCHEMA = pa.schema(
 
 @cache
 def pair_key(spec: LayerSpec, lowering: str) -> Pair:
-    """The key under which a layer's lowering is measured.
-
-    A lowering that the dense layer has too multiplies removed weights as zeros, so it costs what the dense layer costs and is
-    measured once for all sparsities.
-    """
-    dense = replace(spec, sparsity="dense")
-    return (dense, lowering) if LOWERINGS[lowering].applies(dense) else (spec, lowering)
+    """The key under which a layer's lowering is measured: the layer that runs the same kernels on tensors of the same sizes."""
+    return LOWERINGS[lowering].runs_as(spec), lowering
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from scipy.stats import spearmanr
@@ -28,7 +28,8 @@ from latency_lut.lowering import applicable
 from latency_lut.table import LatencyTable, NetworkTiming, Pair, pair_key
 from predictors.pairs import PairRegressor
 from spaces.errors import UserError
-from spaces.layers import FLOAT_BITS, INPUT, LayerSpec, Network
+from spaces.layers import INPUT, LayerSpec, Network
+from spaces.precision import FLOAT, FLOAT_BITS
 from spaces.space import Space
 
 COEFFICIENTS = (
@@ -203,7 +204,7 @@ class LatencyPredictor:
                 borders = self._runtime.borders(spec, key[1], self.table.device)
                 options.append(LayerPrice(key[1], us, std_us, entry is not None, borders, key[0].sparsity != "dense"))
             kilo_elements = spec.output_elements / 1e3 if spec.output_bits == FLOAT_BITS else 0.0
-            self._layers[spec] = _Priced(tuple(options), kilo_elements, spec.skip_bits > 0, spec.weight_bytes / 1e3)
+            self._layers[spec] = _Priced(tuple(options), kilo_elements, spec.skip_bits > 0, _resident_bytes(spec) / 1e3)
 
     # -- networks -------------------------------------------------------------------------------------------------------------
 
@@ -317,6 +318,11 @@ def expected_coefficients(table: LatencyTable) -> np.ndarray:
     """What the coefficients are before any network was timed."""
     start_us = START_SHARE * min((entry.us for entry in table.entries.values()), default=0.0)
     return np.array([1.0, *[0.0] * 7]) + PRIOR_STARTS * start_us
+
+
+def _resident_bytes(spec: LayerSpec) -> int:
+    """Bytes of a layer's weights in memory: codes for float arithmetic are unpacked when the model is loaded."""
+    return (spec if spec.integer else replace(spec, precision=FLOAT)).weight_bytes
 
 
 def _sources(network: Network) -> list[tuple[int, int]]:

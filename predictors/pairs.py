@@ -10,11 +10,11 @@ from scipy.linalg import cho_factor, cho_solve
 from latency_lut.lowering import LOWERINGS
 from latency_lut.table import LatencyTable, Pair
 from spaces.errors import UserError
-from spaces.layers import FLOAT_BITS, LayerSpec
+from spaces.layers import ACTIVATIONS, OPERATOR_NAMES, LayerSpec
+from spaces.precision import FLOAT_BITS
 from spaces.sparsity import PATTERNS, parse
 
 MAX_EXAMPLES = 3000
-OPERATORS = ("conv2d", "linear", "global_pool")
 
 
 class PairRegressor:
@@ -70,23 +70,40 @@ def pair_features(pairs: Sequence[Pair]) -> np.ndarray:
 
 
 def _features(spec: LayerSpec, lowering: str) -> list[float]:
-    pattern, share = parse(spec.sparsity)
-    sizes = (spec.macs, spec.in_channels, spec.out_channels, spec.input_elements, spec.output_elements, spec.kept_weights)
+    sparsity, precision = parse(spec.sparsity), spec.arithmetic
+    sizes = (
+        spec.rank,
+        spec.macs,
+        spec.in_channels,
+        spec.out_channels,
+        spec.input_elements,
+        spec.output_elements,
+        spec.kept_weights,
+    )
     flags = (
         spec.depthwise,
-        spec.activation == "relu",
-        spec.weight_bits < FLOAT_BITS,
+        *(spec.activation == name for name in ACTIVATIONS),
+        spec.integer,
         spec.input_bits < FLOAT_BITS,
         spec.output_bits < FLOAT_BITS,
         0 < spec.skip_bits < FLOAT_BITS,
         spec.skip_bits == FLOAT_BITS,
-        *(spec.operator == name for name in OPERATORS),
+        *(spec.operator == name for name in OPERATOR_NAMES),
         *(lowering == name for name in LOWERINGS),
-        *(pattern == name for name in PATTERNS),
+        *(sparsity.pattern == name for name in PATTERNS),
     )
     # Kernels work on 16 or 32 channels at once; what is left over costs as much as a full block.
     blocks = [c % block / block for c in (spec.in_channels, spec.out_channels) for block in (16, 32)]
-    return [*np.log1p(sizes), spec.height, spec.kernel, spec.stride, float(share), *map(float, flags), *blocks]
+    return [
+        *np.log1p(sizes),
+        spec.height,
+        spec.kernel,
+        spec.stride,
+        float(sparsity.kept),
+        precision.bits,
+        *map(float, flags),
+        *blocks,
+    ]
 
 
 def _with_one(x: np.ndarray) -> np.ndarray:

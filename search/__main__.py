@@ -23,7 +23,7 @@ from rich.console import Console
 
 from latency_lut.command import run_hydra
 from search.job import EvaluationSettings, ExportSettings, Job, ProfileSettings
-from search.objectives import parse_constraint, parse_objectives
+from search.objectives import goals_of, parse_constraint, parse_objectives
 from search.progress import StageProgress
 from search.report import print_front
 from search.run import Run, digest
@@ -133,6 +133,9 @@ def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress
     for name, value in positive.items():
         if type(value) is not int or value < 1:
             raise UserError(f"{name} is {value!r}; allowed are integers from 1")
+    leave_out = study.get("leave_out_what_does_not_pay", True)
+    if type(leave_out) is not bool:
+        raise UserError(f"study.leave_out_what_does_not_pay is {leave_out!r}; allowed are true and false")
     if type(config.seed) is not int or not 0 <= config.seed < 2**31:
         raise UserError(f"seed is {config.seed!r}; allowed are integers from 0 to {2**31 - 1}")
     names = list(devices)
@@ -156,15 +159,14 @@ def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress
         data=data,
         channels=config.data.channels,
         classes=config.data.classes,
-        objectives=objectives,
-        constraints=constraints,
+        goals=goals_of(objectives, constraints, names),
         seed=config.seed,
         training=training,
         predictor=lambda: predictor(seed=config.seed),
         sampler=sampler,
         profile=profile_settings,
         evaluation=evaluation_settings,
-        study=StudySettings(study.candidates, study.rounds, study.evaluations, config.seed),
+        study=StudySettings(study.candidates, study.rounds, study.evaluations, config.seed, leave_out),
         export=ExportSettings(config.export.winners, config.export.random_winners, instantiate(config.export.tolerances)),
         settings=settings,
         progress=progress,

@@ -21,6 +21,7 @@ from optuna.storages import InMemoryStorage, JournalStorage
 from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
+from search.left_out import NOTHING, LeftOut
 from search.objectives import Constraint, Objective
 from spaces.choice import Architecture, Option
 from spaces.space import Space
@@ -92,9 +93,9 @@ class _WholeTrialSampler(BaseSampler):
                 self._generation, self._members = self._generation + 1, 0
 
 
-def distributions_of(space: Space) -> dict[str, BaseDistribution]:
+def distributions_of(space: Space, left_out: LeftOut = NOTHING) -> dict[str, BaseDistribution]:
     """Optuna's view of a space: every choice, active or not, so that samplers see one fixed set of parameters."""
-    return {choice.name: CategoricalDistribution(choice.options) for choice in space.choices}
+    return {choice.name: CategoricalDistribution(left_out.options(choice)) for choice in space.choices}
 
 
 def propose(
@@ -107,6 +108,7 @@ def propose(
     seeds: Sequence[Architecture] = (),
     batch: int = 50,
     on_progress: Callable[[int], None] = lambda done: None,
+    left_out: LeftOut = NOTHING,
 ) -> list[Candidate]:
     """Candidates of one optimization, in the order in which the sampler asked for them.
 
@@ -117,19 +119,20 @@ def propose(
         constraints: what it is told to respect.
         sampler: any of Optuna's, fresh.
         count: trials.
-        seeds: good architectures that are tried first.
+        seeds: good architectures that are tried first, with what remains in place of what is left out.
         batch: candidates predicted together; a generation of an evolutionary sampler is a good number.
         on_progress: called with the number of trials done.
+        left_out: options that are not asked for.
 
     Returns:
         `count` candidates; an architecture that was asked for twice stands there twice.
     """
-    distributions = distributions_of(space)
+    distributions = distributions_of(space, left_out)
     storage = _WholeTrialStorage()
     whole = _WholeTrialSampler(sampler, distributions, storage)
     study = optuna.create_study(storage=storage, sampler=whole, directions=[o.direction for o in objectives])
     study_id = storage.get_study_id_from_name(study.study_name)
-    waiting = [_fill(space, architecture) for architecture in seeds]
+    waiting = [left_out.replaced(_fill(space, architecture)) for architecture in seeds]
     known: dict[Architecture, Values] = {}
     candidates: list[Candidate] = []
     while len(candidates) < count:
@@ -173,44 +176,45 @@ class _JournalBuffer(BaseJournalBackend):
         self.logs += logs
 
 
-def archive(
-    path: Path,
-    name: str,
-    space: Space,
-    candidates: Sequence[tuple[Candidate, Mapping[str, Any]]],
-    objectives: Sequence[Objective],
-) -> None:
-    """Write candidates as a finished Optuna study into a journal file, which `optuna-dashboard` opens.
+@dataclass(frozen=True)
+class FinishedStudy:
+    """What is archived of a study: its candidates, each with user attributes to show beside it, and its objectives in order."""
+
+    candidates: Sequence[tuple[Candidate, Mapping[str, Any]]]
+    objectives: Sequence[Objective]
+
+
+def archive(path: Path, space: Space, studies: Mapping[str, FinishedStudy]) -> None:
+    """Write studies by name into a journal file of Optuna, which `optuna-dashboard` opens.
 
     Args:
         path: the journal; replaced.
-        name: of the study.
         space: of the candidates; inactive choices are not written.
-        candidates: each with user attributes to show beside it.
-        objectives: in the order of the trials' values.
+        studies: by name.
     """
     partial = path.with_suffix(".partial")
     partial.unlink(missing_ok=True)
     buffer = _JournalBuffer()
-    study = optuna.create_study(
-        storage=JournalStorage(buffer),
-        study_name=name,
-        directions=[o.direction for o in objectives],
-        sampler=optuna.samplers.RandomSampler(),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        study.set_metric_names([o.name for o in objectives])
     distributions = distributions_of(space)
-    study.add_trials(
-        optuna.trial.create_trial(
-            params=dict(candidate.architecture),
-            distributions={choice: distributions[choice] for choice in candidate.architecture},
-            values=[candidate.values[o.name] for o in objectives],
-            system_attrs={"constraints:violation": candidate.violation},  # where Optuna keeps `Trial.set_constraint`
-            user_attrs={**candidate.values, "violation": candidate.violation, **attributes},
+    for name, finished in studies.items():
+        study = optuna.create_study(
+            storage=JournalStorage(buffer),
+            study_name=name,
+            directions=[o.direction for o in finished.objectives],
+            sampler=optuna.samplers.RandomSampler(),
         )
-        for candidate, attributes in candidates
-    )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.set_metric_names([o.name for o in finished.objectives])
+        study.add_trials(
+            optuna.trial.create_trial(
+                params=dict(candidate.architecture),
+                distributions={choice: distributions[choice] for choice in candidate.architecture},
+                values=[candidate.values[o.name] for o in finished.objectives],
+                system_attrs={"constraints:violation": candidate.violation},  # where Optuna keeps `Trial.set_constraint`
+                user_attrs={**candidate.values, "violation": candidate.violation, **attributes},
+            )
+            for candidate, attributes in finished.candidates
+        )
     JournalFileBackend(str(partial)).append_logs(buffer.logs)
     partial.replace(path)

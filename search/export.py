@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 import numpy as np
 import torch
 
 from latency_lut.device import Device
-from latency_lut.lowering import LayerWeights
+from latency_lut.lowering import LOWERINGS, LayerWeights
 from latency_lut.network import build_model
 from search.evaluation import Split, predict
-from spaces.layers import FLOAT_BITS, INPUT, Network
-from spaces.plain import ActivationQuantizer, PlainLayer, PlainNetwork, resize
+from spaces.layers import INPUT, Network
+from spaces.plain import ActivationQuantizer, Factors, PlainLayer, PlainNetwork, resize
+
+INTEGER_KERNELS = {
+    "conv2d": ("QLinearConv", "ConvInteger"),
+    "linear": ("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
+}
 
 
 @dataclass(frozen=True)
@@ -73,13 +78,25 @@ def layer_weights(layer: PlainLayer) -> LayerWeights:
     def range_of(module: torch.nn.Module) -> tuple[float, float] | None:
         return module.range() if isinstance(module, ActivationQuantizer) else None
 
+    arithmetic, factor = layer.arithmetic, LayerWeights()
+    if isinstance(arithmetic, Factors):
+        first, middle = arithmetic.first.get_parameter("weight").detach().cpu().numpy(), range_of(arithmetic.quantize_middle)
+        factor = LayerWeights(factor=first, factor_encoded=layer.codes[0], factor_range=middle)
+        arithmetic = arithmetic.second
     weight = bias = None
-    if isinstance(layer.arithmetic, torch.nn.Conv2d | torch.nn.Linear):
-        weight = layer.arithmetic.weight.detach().cpu().numpy()
-        assumed = torch.zeros(layer.spec.out_channels) if layer.arithmetic.bias is None else layer.arithmetic.bias
+    if isinstance(arithmetic, torch.nn.Conv2d | torch.nn.Linear):
+        weight = arithmetic.weight.detach().cpu().numpy()
+        assumed = torch.zeros(layer.spec.out_channels) if arithmetic.bias is None else arithmetic.bias
         bias = assumed.detach().cpu().numpy()
-    ranges = [range_of(module) for module in (layer.quantize_output, layer.quantize_input, layer.quantize_sum)]
-    return LayerWeights(weight, bias, *ranges)
+    return replace(
+        factor,
+        weight=weight,
+        bias=bias,
+        output_range=range_of(layer.quantize_output),
+        input_range=range_of(layer.quantize_input),
+        sum_range=range_of(layer.quantize_sum),
+        encoded=layer.codes[-1] if layer.codes else None,
+    )
 
 
 def export(network: PlainNetwork, lowerings: Sequence[str], device: Device, metadata: dict[str, str]) -> bytes:
@@ -108,11 +125,19 @@ def run_model(model: bytes, device: Device, network: Network, images: torch.Tens
     return np.concatenate(outputs).reshape(len(resized), -1)
 
 
-def verify(network: PlainNetwork, model: bytes, device: Device, test: Split, tolerances: Tolerances) -> Verification:
+def verify(
+    network: PlainNetwork,
+    lowerings: Sequence[str],
+    model: bytes,
+    device: Device,
+    test: Split,
+    tolerances: Tolerances,
+) -> Verification:
     """Run the plain network in torch and the model in the runtime on the test images, and compare.
 
     Args:
         network: recalibrated and folded.
+        lowerings: with which it was exported.
         model: exported from it.
         device: where it runs.
         test: images that the search has not seen.
@@ -123,35 +148,36 @@ def verify(network: PlainNetwork, model: bytes, device: Device, test: Split, tol
     labels = test.labels.numpy()
     agreement = float(np.mean(expected.argmax(1) == found.argmax(1)))
     max_abs_diff = float(np.abs(expected - found).max())
-    integer = [spec for spec in network.network.layers if spec.weight_bits < FLOAT_BITS]
+    rounded = [spec for spec in network.network.layers if spec.arithmetic.activations != "float"]
     failures = []
     if not np.isfinite(found).all():
         failures.append("the runtime's outputs are not finite")
-    if integer and agreement < tolerances.agreement:
+    if rounded and agreement < tolerances.agreement:
         failures.append(
             f"same top-1 class on {agreement:.2%} of the test images; at least {tolerances.agreement:.2%} is needed"
         )
-    if not integer and not max_abs_diff <= tolerances.float_max_abs_diff:
+    if not rounded and not max_abs_diff <= tolerances.float_max_abs_diff:
         failures.append(f"outputs differ by {max_abs_diff:.2e}; at most {tolerances.float_max_abs_diff:.0e} is allowed")
-    failures += _unfused(network.network, device.load_runtime().optimized_operators(model, device))
+    failures += _unfused(network.network, lowerings, device.load_runtime().optimized_operators(model, device))
     return Verification(
         float(np.mean(expected.argmax(1) == labels)),
         float(np.mean(found.argmax(1) == labels)),
         max_abs_diff,
         agreement,
-        len(integer),
+        sum(spec.integer for spec in network.network.layers),
         failures,
     )
 
 
-def _unfused(network: Network, operators: Sequence[str]) -> list[str]:
-    """Whether the runtime computes as many layers in integers as the architecture says, no more and no fewer."""
+def _unfused(network: Network, lowerings: Sequence[str], operators: Sequence[str]) -> list[str]:
+    """Whether the runtime runs as many integer kernels as the lowerings say, no more and no fewer."""
     failures = []
-    for operator, kernels in (("conv2d", ("QLinearConv",)), ("linear", ("QGemm", "MatMulIntegerToFloat", "QLinearMatMul"))):
-        wanted = sum(spec.operator == operator and spec.weight_bits < FLOAT_BITS for spec in network.layers)
+    for operator, kernels in INTEGER_KERNELS.items():
+        layers = zip(network.layers, lowerings, strict=True)
+        wanted = sum(LOWERINGS[name].integer_kernels for spec, name in layers if spec.operator == operator)
         found = sum(operators.count(kernel) for kernel in kernels)
         if found != wanted:
-            failures.append(f"the optimized graph computes {found} {operator} layers in integers, the architecture {wanted}")
+            failures.append(f"the optimized graph has {found} integer kernels of {operator}, the architecture {wanted}")
     return failures
 
 

@@ -21,7 +21,7 @@ from search.data import check_batch, fingerprint
 from search.evaluation import Evaluator, Split, calibration_batches, collect
 from search.evaluations import Evaluations
 from search.export import Tolerances
-from search.objectives import Constraint, Objective, parse_objective
+from search.objectives import Goal
 from search.predicted import PredictedValues
 from search.progress import StageProgress
 from search.run import Run, digest
@@ -76,8 +76,7 @@ class Job:
         data: images.
         channels: of the images.
         classes: number of labels.
-        objectives: what to improve.
-        constraints: what to respect.
+        goals: what each study looks for.
         seed: of everything that is drawn.
         training: makes the supernet's training from `(supernet, seed, evaluator, on_epoch)`.
         predictor: makes an accuracy predictor.
@@ -96,8 +95,7 @@ class Job:
     data: pl.LightningDataModule
     channels: int
     classes: int
-    objectives: Sequence[Objective]
-    constraints: Sequence[Constraint]
+    goals: Sequence[Goal]
     seed: int
     training: Callable[..., SandwichTraining]
     predictor: Callable[[], AccuracyPredictor]
@@ -114,12 +112,14 @@ class Job:
     def fingerprint(self, stage: str) -> str:
         """Fingerprint of everything that a stage depends on; those of earlier stages must have finished."""
         s, output = self.settings, self.run.output
+        devices = [(name, device.fingerprint) for name, device in self.devices.items()]
+        goals = [(g.name, [o.name for o in g.objectives], [c.text for c in g.constraints]) for g in self.goals]
         parts: dict[str, Callable[[], list[object]]] = {
             "space": lambda: [self.space.fingerprint],
-            "tables": lambda: [self.space.fingerprint, [d.fingerprint for d in self.devices.values()], s["profile"], self.seed],
+            "tables": lambda: [self.space.fingerprint, devices, s["profile"], self.seed],
             "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], self.seed],
             "predictors": lambda: [output("tables"), output("supernet"), s["evaluation"], s["predictor"], self.seed],
-            "study": lambda: [output("predictors"), s["study"], s["objectives"], s["constraints"], self.seed],
+            "study": lambda: [output("predictors"), s["study"], goals, self.seed],
             "export": lambda: [output("study"), s["export"]],
             "report": lambda: [output("export")],
         }
@@ -190,11 +190,9 @@ class Job:
         }
 
     @cached_property
-    def predicted(self) -> PredictedValues:
-        latencies = [parse_objective(f"latency@{name}", list(self.devices)) for name in self.devices]
-        return PredictedValues(
-            self.space, [*self.objectives, *(c.objective for c in self.constraints), *latencies], self.latency
-        )
+    def predicted(self) -> dict[Goal, PredictedValues]:
+        """What each study judges architectures by."""
+        return {g: PredictedValues(self.space, g.values, self.latency, g.devices[0]) for g in self.goals}
 
     @cached_property
     def supernet(self) -> Supernet:

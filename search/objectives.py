@@ -1,6 +1,7 @@
 """Objectives and constraints: what a search improves and what it must respect, as users write them.
 
-`objectives=[accuracy,latency@x86,size]`, `constraints=["latency@x86<=2ms","size<=200kB"]`.
+`objectives=[accuracy,latency,size]`, `constraints=["latency@x86<=2ms","size<=200kB"]`. A latency without a device is open: it
+means that of each device, and each device is searched for by a study of its own, whose `Goal` names the device.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from spaces.errors import UserError
@@ -35,11 +36,20 @@ _CONSTRAINT = re.compile(r"^\s*([\w@.-]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*([A-Za-z%]
 
 @dataclass(frozen=True)
 class Objective:
-    """A quantity with its direction. `quantity` is a key of `UNITS`; `device` names the device of a latency."""
+    """A quantity with its direction. `quantity` is a key of `UNITS`; a latency without a `device` is open."""
 
     name: str
     quantity: str
     device: str | None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether each device has its own."""
+        return self.quantity == "latency" and self.device is None
+
+    def on(self, device: str) -> Objective:
+        """The objective of one device; the same where it is not open."""
+        return replace(self, name=f"{self.quantity}@{device}", device=device) if self.is_open else self
 
     @property
     def maximize(self) -> bool:
@@ -73,27 +83,67 @@ class Constraint:
     upper: bool
     bound: float
 
+    def on(self, device: str) -> Constraint:
+        """The constraint of one device; the same where it is not open."""
+        objective = self.objective.on(device)
+        return replace(self, text=self.text.replace(self.objective.name, objective.name, 1), objective=objective)
+
     def violation(self, value: float) -> float:
         """By what share of the bound a value misses it; at most 0 when it holds."""
         miss = value - self.bound if self.upper else self.bound - value
         return miss / max(abs(self.bound), 1e-12)
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What one study looks for: nothing in it is open.
+
+    Args:
+        devices: that its front is for.
+        objectives: what to improve.
+        constraints: what to respect.
+    """
+
+    devices: tuple[str, ...]
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the devices: `x86`, or `x86+wasm` for a front that serves both."""
+        return "+".join(self.devices)
+
+    @property
+    def values(self) -> tuple[Objective, ...]:
+        """Everything that an architecture is judged by, and the latency on each device that the front is for."""
+        latencies = (Objective(f"latency@{device}", "latency", device) for device in self.devices)
+        return tuple(dict.fromkeys((*self.objectives, *(c.objective for c in self.constraints), *latencies)))
+
+
+def goals_of(objectives: Sequence[Objective], constraints: Sequence[Constraint], devices: Sequence[str]) -> list[Goal]:
+    """One goal per device when a latency is open, otherwise one whose front serves all devices."""
+    is_open = any(o.is_open for o in (*objectives, *(c.objective for c in constraints)))
+    return [
+        Goal(served, tuple(o.on(served[0]) for o in objectives), tuple(c.on(served[0]) for c in constraints))
+        for served in ([(device,) for device in devices] if is_open else [tuple(devices)])
+    ]
+
+
 def parse_objective(text: str, devices: Sequence[str]) -> Objective:
     """An objective from its name.
 
     Args:
-        text: a quantity, with `@device` for a latency.
+        text: a quantity; a latency may have `@device`.
         devices: names of the devices of the run.
 
     Raises:
         UserError: unknown quantity or device.
     """
     quantity, at, device = text.partition("@")
-    allowed = [name if name != "latency" else f"latency@{'|'.join(devices)}" for name in UNITS]
+    allowed = [name if name != "latency" else f"latency, latency@{'|'.join(devices)}" for name in UNITS]
     if quantity not in UNITS or (at and quantity != "latency"):
         raise UserError(f"objective {text!r}; allowed are {', '.join(allowed)}")
-    if quantity == "latency" and device not in devices:
+    if at and device not in devices:
         raise UserError(
             f"objective {text!r}: no device {device!r} in this run; allowed are {', '.join(allowed)}; add it: device=[...]"
         )
@@ -104,10 +154,11 @@ def parse_objectives(texts: Sequence[str], devices: Sequence[str]) -> list[Objec
     """Objectives of a search, at least one, each once.
 
     Raises:
-        UserError: unknown, repeated or none.
+        UserError: unknown, repeated (an open latency repeats that of a device) or none.
     """
     objectives = [parse_objective(str(text), devices) for text in texts]
-    if not objectives or len({o.name for o in objectives}) < len(objectives):
+    repeated = any(len({o.on(device).name for o in objectives}) < len(objectives) for device in devices)
+    if not objectives or repeated:
         raise UserError(f"objectives are {list(texts)}; allowed are one or more, each once")
     return objectives
 

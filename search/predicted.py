@@ -24,10 +24,18 @@ class PredictedValues:
         space: of the architectures.
         objectives: what to predict, of objectives and constraints alike.
         latency: latency predictor by device.
+        device: whose file a size is of; the first one's by default.
     """
 
-    def __init__(self, space: Space, objectives: Sequence[Objective], latency: Mapping[str, LatencyPredictor]) -> None:
+    def __init__(
+        self,
+        space: Space,
+        objectives: Sequence[Objective],
+        latency: Mapping[str, LatencyPredictor],
+        device: str | None = None,
+    ) -> None:
         self.space, self.latency = space, latency
+        self.device = next(iter(latency)) if device is None else device
         self.objectives = list({o.name: o for o in objectives}.values())
         self._costs = lru_cache(REMEMBERED)(self._uncached_costs)
         self.network = lru_cache(REMEMBERED)(space.network)
@@ -44,8 +52,7 @@ class PredictedValues:
         if objective.quantity == "latency":
             return self.latency[str(objective.device)].predict(network)[0]
         if objective.quantity == "size":
-            lowerings = next(iter(self.latency.values())).plan(network)
-            return float(model_bytes(network, lowerings))
+            return float(model_bytes(network, self.latency[self.device].plan(network)))
         counted = {"macs": network.macs, "parameters": network.parameters, "memory": network.peak_activation_bytes}
         return float(counted[objective.quantity])
 

@@ -1,15 +1,15 @@
-"""The report of a run: one HTML page that needs no network, and the front as a table on the console.
+"""The report of a run: one HTML page that needs no network, and the front of each device as a table on the console.
 
 Everything shown comes from the run's summary (the content of `summary.json`): nothing is measured anew. Parts that the
-summary lacks are left out. The page is `report_template.html`, rendered with every text of the run (names, notes,
-configuration) escaped; its sentences are in `search.report_text`, its figures in `search.report_figures` and
-`search.report_choices`.
+summary lacks are left out. The page is `report_template.html` with the sections of `report_sections.html`, rendered with every
+text of the run (names, notes, configuration) escaped; its sentences are in `search.report_text`, its figures in
+`search.report_figures`, `search.report_choices` and, with several devices, `search.report_devices`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from search import report_choices, report_figures
+from latency_lut.figures import PAGE_PARTS, number, ratio, shown
+from search import report_choices, report_devices, report_figures
 from search.report_text import (
     CLAIMS,
     Summary,
@@ -33,24 +34,24 @@ from search.report_text import (
     microseconds,
     nearest_miss,
     noise,
-    number,
     plus_minus,
     prediction_error,
-    ratio,
-    shown,
     takeaway,
     verified,
+    views,
 )
 from spaces.files import write_atomically
 
-FIGURES = {
+DEVICE_FIGURES = {
     "front": report_figures.front,
     "layers": report_choices.layers,
     "pays": report_choices.pays,
     "latency": report_figures.latency,
-    "accuracy": report_figures.accuracy,
     "search": report_figures.search,
     "hypervolume": report_figures.hypervolume,
+}
+SHARED_FIGURES = {
+    "accuracy": report_figures.accuracy,
     "training": report_figures.training,
     "losses": report_figures.losses,
     "stages": report_figures.stages,
@@ -72,12 +73,21 @@ def write_report(summary: Summary, path: Path) -> None:
 
 
 def print_front(summary: Summary, console: Console) -> None:
-    """Print the front with units: the measured winners, or what was predicted where none is exported, or the nearest miss."""
+    """Print each front with units: the measured winners, or what was predicted where none is exported, or the nearest miss."""
+    fronts = views(summary)
+    for view in fronts:
+        where = f" on {escape(str(device_of(view).get('name', 'a device')))}" if len(fronts) > 1 else ""
+        _print_front_of(view, where, console)
+
+
+def _print_front_of(summary: Summary, where: str, console: Console) -> None:
     winners, front = summary.get("winners") or [], summary.get("front") or []
     if not winners and not front:
-        console.print(f"[bold]Nothing feasible was found.[/bold] {escape(nearest_miss(summary))}".rstrip(), highlight=False)
+        text = f"[bold]Nothing feasible was found{where}.[/bold] {escape(nearest_miss(summary))}".rstrip()
+        console.print(text, highlight=False)
         return
-    table = Table(title=f"Front of {escape(str(summary.get('name', 'the run')))}", title_justify="left", header_style="bold")
+    title = f"Front of {escape(str(summary.get('name', 'the run')))}{where}"
+    table = Table(title=title, title_justify="left", header_style="bold")
     columns = ["rank", "accuracy\ntest, %", "measured\nus", "predicted\nus", "error\n%", "file\nkB", "MACs\nM", "verified"]
     predicted = ["", "accuracy\nvalidation, %", "predicted\nus", "size\nkB", "MACs\nM", "peak\nkB"]
     for name in columns if winners else predicted:
@@ -114,7 +124,7 @@ def print_front(summary: Summary, console: Console) -> None:
 @cache
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        loader=jinja2.FileSystemLoader([Path(__file__).parent, PAGE_PARTS]),
         autoescape=True,
         undefined=jinja2.ChainableUndefined,
         trim_blocks=True,
@@ -134,33 +144,53 @@ def _environment() -> jinja2.Environment:
 
 
 def _context(summary: Summary) -> dict[str, Any]:
-    drawn = {name: draw(summary) for name, draw in FIGURES.items()}
+    devices, drawn = views(summary), {name: draw(summary) for name, draw in SHARED_FIGURES.items()}
+    drawn["contrast"] = report_devices.contrast(devices)
+    parts = []
+    for place, view in enumerate(devices, 1):
+        suffix = f"-{place}" if place > 1 else ""
+        of_device = {f"{name}{suffix}": draw(view) for name, draw in DEVICE_FIGURES.items()}
+        drawn |= of_device
+        parts.append(_of_device(view, place, suffix, {name for name, figure in of_device.items() if figure is not None}))
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
     # plotly writes `<` as an escape, so that nothing in a figure can end the script it stands in
     plots = ",".join(f'"{name}":{figure.to_json()}' for name, figure in figures.items())
-    sizes = [str(entry.get("size_class")) for entry in summary.get("pays") or []]
     return {
         "s": summary,
-        "figures": figures,
+        "figures": set(figures),
         "plots": plots,
         "plotlyjs": get_plotlyjs(),
-        "about": _about(summary),
-        "takeaway": takeaway(summary),
-        "tiles": _tiles(summary),
-        "nearest_miss": nearest_miss(summary),
-        "noise": noise(summary),
-        "gain": gain(summary),
-        "condition": condition(summary),
-        "device": device_of(summary).get("name", "this device"),
-        "depth": max((len(w.get("layers") or []) for w in summary.get("winners") or []), default=0),
-        "bounds": [size for size in dict.fromkeys(sizes) if "(" in size],
+        "about": _about(summary, [part["name"] for part in parts]),
+        "devices": parts,
+        "overview": report_devices.overview(devices),
         "provenance": _provenance(summary),
     }
 
 
-def _about(summary: Summary) -> list[str]:
+def _of_device(view: Summary, place: int, suffix: str, figures: set[str]) -> dict[str, Any]:
+    """What the page shows of one device; `suffix` is that of its figures' names."""
+    sizes = [str(entry.get("size_class")) for entry in view.get("pays") or []]
+    return {
+        "s": view,
+        "place": place,
+        "suffix": suffix,
+        "figures": figures,
+        "name": device_of(view).get("name", "this device" if place == 1 else f"device {place}"),
+        "takeaway": takeaway(view),
+        "tiles": _tiles(view),
+        "nearest_miss": nearest_miss(view),
+        "noise": noise(view),
+        "gain": gain(view),
+        "condition": condition(view),
+        "depth": max((len(w.get("layers") or []) for w in view.get("winners") or []), default=0),
+        "bounds": [size for size in dict.fromkeys(sizes) if "(" in size],
+        "provenance": _table_rows(view),
+    }
+
+
+def _about(summary: Summary, devices: Sequence[str]) -> list[str]:
     parts = [f"{kind} {(summary.get(kind) or {}).get('name', '')}" for kind in ("space", "data") if summary.get(kind)]
-    parts += [f"device {device_of(summary)['name']}"] if "name" in device_of(summary) else []
+    parts += [f"device{'s' if len(devices) > 1 else ''} {', '.join(devices)}"] if "name" in device_of(summary) else []
     parts += [f"{kind} {summary[kind]}" for kind in ("seed", "netwright") if kind in summary]
     parts += [str(summary["created"])[:16].replace("T", " ")] if "created" in summary else []
     return parts + ([f"took {shown(summary['wall_s'], ',.0f')} s"] if "wall_s" in summary else [])
@@ -190,20 +220,25 @@ def _tiles(summary: Summary) -> list[tuple[str, str, str]]:
     return tiles
 
 
+def _table_rows(view: Summary) -> list[tuple[str, str]]:
+    """Names and values of a device and its table."""
+    table = view.get("table") or {}
+    if not table:
+        return []
+    rows = [
+        *((name, str(value)) for name, value in device_of(view).items()),
+        ("statistic", str(table.get("statistic", ""))),
+        ("measured pairs", f"{shown(table.get('pairs'), ',.0f')} of {shown(table.get('reachable_pairs'), ',.0f')}"),
+        ("speed of profiling", shown(table.get("pairs_per_min"), ",.0f", " pairs per minute")),
+    ]
+    return _told(rows)
+
+
 def _provenance(summary: Summary) -> list[tuple[str, list[tuple[str, str]]]]:
-    """Tables of names and values, by title."""
-    table, space, data = (summary.get(part) or {} for part in ("table", "space", "data"))
-    device = device_of(summary)
+    """Tables of names and values, by title, of what all devices share."""
+    space, data = (summary.get(part) or {} for part in ("space", "data"))
     images = ", ".join(f"{data[part]:,} {part}" for part in ("train", "validation", "test") if part in data)
     rows = {
-        "Device and table": [
-            *((name, str(value)) for name, value in device.items()),
-            ("statistic", str(table.get("statistic", ""))),
-            ("measured pairs", f"{shown(table.get('pairs'), ',.0f')} of {shown(table.get('reachable_pairs'), ',.0f')}"),
-            ("speed of profiling", shown(table.get("pairs_per_min"), ",.0f", " pairs per minute")),
-        ]
-        if table
-        else [],
         "Space and data": [
             ("space", f"{space.get('name', '')}, {shown(space.get('choices'), '.0f')} choices") if space else ("", ""),
             ("size", f"10^{shown(space.get('size_log10'), '.1f')} networks") if "size_log10" in space else ("", ""),
@@ -213,7 +248,11 @@ def _provenance(summary: Summary) -> list[tuple[str, list[tuple[str, str]]]]:
         "Versions": [(name, str(value)) for name, value in (summary.get("versions") or {}).items()],
         "Fingerprints": [(name, str(value)) for name, value in (summary.get("fingerprints") or {}).items()],
     }
-    return [(title, [row for row in named if row[0] and row[1]]) for title, named in rows.items()]
+    return [(title, _told(named)) for title, named in rows.items()]
+
+
+def _told(rows: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    return [row for row in rows if row[0] and row[1]]
 
 
 def _extent(size: Mapping[str, Any]) -> str:

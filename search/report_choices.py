@@ -5,24 +5,28 @@ Like the others in `search.report_figures`: each takes the whole summary and ret
 
 from __future__ import annotations
 
-import math
+import itertools
 import re
-from collections.abc import Mapping, Sequence
-from fractions import Fraction
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from search.report_figures import BLUE, GREEN, GREY, INK, ORANGE, PINK, SKY, figure_of, hover_of, safe, with_numbers
-from search.report_text import Summary, microseconds, ratio, shown
+from latency_lut.figures import figure_of, safe, shown
+from latency_lut.pays_figure import pays_figure
+from search.report_figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, hover_of
+from search.report_text import Summary, microseconds
+from spaces.errors import UserError
+from spaces.sparsity import parse
 
-PRECISIONS = {32: ("float", ORANGE), 8: ("int8", BLUE), 4: ("int4", PINK), 2: ("int2", GREEN)}  # colours by bits
+PRECISIONS = {"fp32": ("float", ORANGE), "w8a8": ("int8", BLUE)}
+OTHER_COLOURS = (PINK, GREEN, SKY)
 
 
 def layers(summary: Summary) -> go.Figure | None:
     """One row per winner, one cell per layer along the depth: colour is precision, the filled share is what sparsity keeps."""
     winners = [w for w in summary.get("winners") or [] if w.get("layers")]
-    columns = _merged([[str(layer.get("name")) for layer in w["layers"]] for w in winners])
+    columns = merged([[str(layer.get("name")) for layer in w["layers"]] for w in winners])
     if not columns:
         return None
     figure = figure_of(100 + 38 * len(winners) + round(6.2 * max(len(name) for name in columns)), "", "")
@@ -30,23 +34,20 @@ def layers(summary: Summary) -> go.Figure | None:
     styles: dict[tuple[str, str, str], list[tuple[int, int, Mapping[str, Any]]]] = {}
     for row, w in enumerate(winners):
         for layer in w["layers"]:
-            name, colour = PRECISIONS.get(layer.get("weight_bits"), (f"{layer.get('weight_bits')} bits", SKY))
-            style = ("no weights", "dense", GREY) if layer.get("kind") == "pool" else (name, str(layer.get("sparsity")), colour)
-            styles.setdefault(style, []).append((place[str(layer.get("name"))], row, layer))
+            styles.setdefault(style_of(layer), []).append((place[str(layer.get("name"))], row, layer))
     cells = [cell for group in styles.values() for cell in group]
     box = {"color": "#E9ECF0", "line": {"width": 0}}
     base = [row + 0.1 for _, row, _ in cells]
     whole = {"width": 0.88, "marker": box, "showlegend": False, **hover_of(_layer_text(winners[row], x) for _, row, x in cells)}
     figure.add_bar(x=[x for x, _, _ in cells], y=[0.8] * len(cells), base=base, **whole)
-    stripes = {"fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.2}
-    patterns = dict(zip(sorted({s for _, s, _ in styles}, key=_kept, reverse=True), ("", "/", "x", ".", "-"), strict=False))
-    for (name, sparsity, colour), group in sorted(styles.items(), key=lambda item: (item[0][0], -_kept(item[0][1]))):
+    patterns = patterns_of(sparsity for _, sparsity, _ in styles)
+    for (name, sparsity, colour), group in sorted(styles.items(), key=lambda item: (item[0][0], -kept(item[0][1]))):
         figure.add_bar(
             x=[x for x, _, _ in group],
-            y=[0.8 * _kept(sparsity)] * len(group),
-            base=[row + 0.9 - 0.8 * _kept(sparsity) for _, row, _ in group],
+            y=[0.8 * kept(sparsity)] * len(group),
+            base=[row + 0.9 - 0.8 * kept(sparsity) for _, row, _ in group],
             width=0.88,
-            marker={"color": colour, "pattern": {**stripes, "shape": patterns.get(sparsity, "|")}},
+            marker={"color": colour, "pattern": patterns[sparsity]},
             name=safe(name if sparsity == "dense" else f"{name}, {sparsity}"),
             **hover_of(_layer_text(winners[row], layer) for _, row, layer in group),
         )
@@ -65,13 +66,28 @@ def layers(summary: Summary) -> go.Figure | None:
     return figure.update_layout(barmode="overlay", dragmode=False)
 
 
+def style_of(layer: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Name of the precision, sparsity, and colour of a layer."""
+    text = str(layer.get("precision"))
+    name, colour = PRECISIONS.get(text, (text, OTHER_COLOURS[sum(text.encode()) % len(OTHER_COLOURS)]))
+    return ("no weights", "dense", GREY) if layer.get("kind") == "pool" else (name, str(layer.get("sparsity")), colour)
+
+
+def patterns_of(sparsities: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """The pattern that each sparsity is drawn with, densest first."""
+    stripes = {"fillmode": "overlay", "fgcolor": "white", "size": 6, "solidity": 0.2}
+    ordered = sorted(set(sparsities), key=lambda sparsity: (-kept(sparsity), sparsity))
+    shapes = itertools.chain(("", "/", "x", ".", "-"), itertools.repeat("|"))
+    return {sparsity: {**stripes, "shape": shape} for sparsity, shape in zip(ordered, shapes, strict=False)}
+
+
 def _layer_text(winner: Mapping[str, Any], layer: Mapping[str, Any]) -> str:
     return (
         f"<b>winner {safe(winner.get('rank', ''))}: {safe(layer.get('name', ''))}</b>"
         f"<br>{safe(layer.get('kind', layer.get('operator', '')))} {safe(layer.get('in_channels', ''))} → "
         f"{safe(layer.get('out_channels', ''))} channels, kernel {safe(layer.get('kernel', ''))}, "
         f"input {safe(layer.get('height', ''))} rows"
-        f"<br>{safe(layer.get('weight_bits', ''))} bits, {safe(layer.get('sparsity', ''))}"
+        f"<br>{safe(layer.get('precision', ''))}, {safe(layer.get('sparsity', ''))}"
         f"<br>shipped as {safe(layer.get('lowering', ''))}"
         f"<br>{shown(layer.get('macs'), ',.0f')} MACs, predicted {microseconds(layer.get('predicted_us'))}"
     )
@@ -79,56 +95,10 @@ def _layer_text(winner: Mapping[str, Any], layer: Mapping[str, Any]) -> str:
 
 def pays(summary: Summary) -> go.Figure | None:
     """Speed-up over the dense float layer, per kind and size of layer (rows) and choice (columns)."""
-    entries = with_numbers(summary.get("pays"), "median_ratio")
-    entries = [e for e in entries if e["median_ratio"] > 0]
-    if not entries:
-        return None
-    sizes = ("small", "medium", "large")
-    kinds = list(dict.fromkeys(str(e.get("kind")) for e in entries))
-    rows = sorted(
-        {(kinds.index(str(e.get("kind"))), str(e.get("size_class"))) for e in entries},
-        key=lambda row: (row[0], sizes.index(row[1].split(" ")[0]) if row[1].split(" ")[0] in sizes else 9, row[1]),
-    )
-    choices = list(dict.fromkeys(str(e.get("choice")) for e in entries))
-    value: list[list[float | None]] = [[None] * len(choices) for _ in rows]
-    label, hover = [[""] * len(choices) for _ in rows], [[""] * len(choices) for _ in rows]
-    for e in entries:
-        row, column = (
-            rows.index((kinds.index(str(e.get("kind"))), str(e.get("size_class")))),
-            choices.index(str(e.get("choice"))),
-        )
-        value[row][column] = math.log2(e["median_ratio"])
-        label[row][column] = ratio(e["median_ratio"]) + ("" if e.get("pays") else " ✗")
-        hover[row][column] = (
-            f"<b>{safe(e.get('choice'))}</b> on {safe(e.get('kind'))}, {safe(e.get('size_class'))}"
-            f"<br>median speed-up over dense float: {ratio(e['median_ratio'])}"
-            f"<br>faster in {shown(e.get('share_faster'), '.0f', ' %', 100)} of {shown(e.get('pairs'), '.0f')} measured pairs"
-            f"<br>{'pays' if e.get('pays') else 'does not pay'} on this device"
-        )
-    figure = figure_of(90 + 34 * len(rows), "", "")
-    figure.add_heatmap(
-        z=value,
-        x=[safe(choice).replace(" ", "<br>") for choice in choices],
-        y=[f"{safe(kinds[kind])}, {safe(size.split(' (')[0])}" for kind, size in rows],
-        text=label,
-        texttemplate="%{text}",
-        textfont={"color": INK},
-        customdata=hover,
-        hovertemplate="%{customdata}<extra></extra>",
-        colorscale=[[0, "#E08A2C"], [0.25, "#F3BC7C"], [0.5, "#F7F7F7"], [0.75, "#A9CFE8"], [1, "#4A97CF"]],
-        zmin=-2,
-        zmax=2,
-        xgap=2,
-        ygap=2,
-        hoverongaps=False,
-        showscale=False,
-    )
-    figure.update_xaxes(side="top", tickangle=0, showgrid=False, ticks="", type="category")
-    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", type="category")
-    return figure.update_layout(dragmode=False, margin_t=10)
+    return pays_figure(summary.get("pays"))
 
 
-def _merged(sequences: Sequence[Sequence[str]]) -> list[str]:
+def merged(sequences: Sequence[Sequence[str]]) -> list[str]:
     """All names in one order that agrees with each sequence; between the same neighbours, in the order of the names."""
     merged: list[str] = []
     for sequence in sorted(sequences, key=len, reverse=True):
@@ -148,9 +118,9 @@ def _by_depth(name: str) -> list[tuple[int, str]]:
     return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _kept(sparsity: str) -> float:
+def kept(sparsity: str) -> float:
     """Share of the weights that a sparsity text keeps, for drawing: 1 where it says nothing."""
     try:
-        return min(1.0, max(0.05, float(Fraction(sparsity.partition("@")[2] or "1"))))
-    except (ValueError, ZeroDivisionError, OverflowError):
+        return max(0.05, float(parse(sparsity).kept))
+    except UserError:
         return 1.0

@@ -7,17 +7,17 @@ small HTML of its own. Colours are those of Okabe and Ito, which colour-blind pe
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import plotly.graph_objects as go
 
-from search.report_text import Summary, family_name, microseconds, number, pareto, percent, plus_minus, shown
+from latency_lut.figures import INK, figure_of, number, safe, shown, with_numbers
+from search.report_text import Summary, family_name, microseconds, pareto, percent, plus_minus
 
 BLUE, ORANGE, GREEN, RED, SKY, PINK = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7"
-GREY, INK = "#8A8F98", "#22262D"
+GREY = "#8A8F98"
 MARKERS = {  # of baselines, by family
     "uniform_int8": (RED, "square"),
     "uniform_float": (GREEN, "diamond"),
@@ -176,19 +176,21 @@ def search(summary: Summary) -> go.Figure | None:
 
 
 def hypervolume(summary: Summary) -> go.Figure | None:
-    """Hypervolume after each round, beside random search."""
+    """Hypervolume after the initial evaluations and after each round, of all devices' studies, beside random search."""
     study = summary.get("study") or {}
     values = [number(value) for value in study.get("hypervolume_by_round") or []]
     if not values:
         return None
     figure = figure_of(300, "round", "hypervolume")
     rounds = list(range(1, len(values) + 1))
+    told = [safe(after).replace("round ", "") for after in study.get("hypervolume_after") or []]
+    names = told if len(told) == len(values) else [str(number) for number in rounds]
     figure.add_scatter(x=rounds, y=values, mode="lines+markers", line={"color": BLUE, "width": 2}, name="search")
     by_random = number(study.get("hypervolume_random"))
     if by_random is not None:
         line = {"color": PINK, "width": 2, "dash": "dash"}
         figure.add_scatter(x=[0.75, len(values) + 0.25], y=[by_random] * 2, mode="lines", line=line, name="random search")
-    return figure.update_xaxes(tickvals=rounds, range=[0.7, len(values) + 0.3])
+    return figure.update_xaxes(tickvals=rounds, ticktext=names, range=[0.7, len(values) + 0.3])
 
 
 def training(summary: Summary) -> go.Figure | None:
@@ -238,30 +240,6 @@ def stages(summary: Summary) -> go.Figure | None:
 # -- common to all --------------------------------------------------------------------------------------------------------
 
 
-def figure_of(height: int, x: str, y: str) -> go.Figure:
-    """An empty figure in the report's style: height in pixels, titles of the axes."""
-    font = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
-    axis = {"gridcolor": "#EBEEF2", "zeroline": False, "linecolor": "#B8BEC8", "ticks": "outside", "automargin": True}
-    return go.Figure(
-        layout={
-            "template": "none",
-            "height": height,
-            "font": {"family": font, "size": 13, "color": INK},
-            "margin": {"l": 10, "r": 14, "t": 48, "b": 10},
-            "xaxis": {**axis, "title": {"text": x, "standoff": 8, "font": {"size": 13}}},
-            "yaxis": {**axis, "title": {"text": y, "standoff": 8, "font": {"size": 13}}},
-            "legend": {"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "font": {"size": 12}},
-            "hoverlabel": {
-                "align": "left",
-                "font": {"family": font, "size": 12, "color": INK},
-                "bgcolor": "white",
-                "bordercolor": "#B8BEC8",
-            },
-            "hovermode": "closest",
-        }
-    )
-
-
 def _latency_axis(values: Sequence[float]) -> dict[str, Any]:
     """Logarithmic where latencies spread over more than a factor of six, with ticks at 1, 2, 5, 10, ..."""
     low, high = min(values), max(values)
@@ -271,11 +249,6 @@ def _latency_axis(values: Sequence[float]) -> dict[str, Any]:
     pad = 0.06 * math.log10(high / low)
     span = [math.log10(low) - pad, math.log10(high) + pad]
     return {"type": "log", "tickvals": ticks, "ticktext": [f"{tick:,g}" for tick in ticks], "range": span}
-
-
-def with_numbers(entries: Iterable[Mapping[str, Any]] | None, *keys: str) -> list[Mapping[str, Any]]:
-    """Entries that have a finite number under every key."""
-    return [entry for entry in entries or [] if all(number(entry.get(key)) is not None for key in keys)]
 
 
 def _pairs(xs: Iterable[Any] | None, ys: Iterable[Any] | None) -> list[tuple[float, float]]:
@@ -291,8 +264,3 @@ def _xy(points: Iterable[tuple[Any, Any]]) -> dict[str, list[Any]]:
 def hover_of(texts: Iterable[str]) -> dict[str, Any]:
     """Arguments of a trace that shows one text per point."""
     return {"hovertext": list(texts), "hovertemplate": "%{hovertext}<extra></extra>"}
-
-
-def safe(text: object) -> str:
-    """Text of the run with the characters escaped that plotly would read as HTML."""
-    return html.escape(str(text), quote=False)

@@ -6,6 +6,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from latency_lut import figures
+from latency_lut.figures import number, ratio, shown
+
 Summary = Mapping[str, Any]
 
 FAMILIES = {
@@ -14,29 +17,13 @@ FAMILIES = {
     "largest_float": "largest float network",
     "random": "random search",
 }
+PER_DEVICE = ("table", "latency_model", "study", "front", "winners", "baselines", "beats", "pays", "does_not_pay")
 CLAIMS = ("uniform_int8", "uniform_float", "largest_float")  # the baselines that the heading names
-
-
-def number(value: object) -> float | None:
-    """A finite number, or `None` for everything else."""
-    finite = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if finite else None  # type: ignore[arg-type]
-
-
-def shown(value: object, pattern: str, unit: str = "", factor: float = 1.0) -> str:
-    """A number formatted and followed by its unit, or `n/a` where there is none."""
-    finite = number(value)
-    return "n/a" if finite is None else f"{finite * factor:{pattern}}{unit}"
 
 
 def percent(value: object) -> str:
     """A share as a percentage with two decimals."""
     return shown(value, ".2f", " %", 100)
-
-
-def ratio(value: object) -> str:
-    """A factor, e.g. of speed."""
-    return shown(value, ".2f", "\N{MULTIPLICATION SIGN}")
 
 
 def microseconds(value: object, unit: str = " µs") -> str:
@@ -95,18 +82,7 @@ def takeaway(summary: Summary) -> str:
 
 def condition(summary: Summary) -> str:
     """Device, runtime, threads, batch and statistic of every latency of the run."""
-    device = device_of(summary)
-    if not device:
-        return ""
-    threads, batch = device.get("threads", "n/a"), device.get("batch", "n/a")
-    parts = [
-        f"{device.get('name', 'device')} ({device.get('cpu', 'CPU unknown')})",
-        str(device.get("runtime", "runtime unknown")),
-    ]
-    parts += [str(device["provider"])] if "provider" in device else []
-    parts += [f"{threads} thread{'' if threads == 1 else 's'}", f"batch {batch}"]
-    statistic = (summary.get("table") or {}).get("statistic")
-    return ", ".join(parts) + (f"; {statistic}" if statistic else "")
+    return figures.condition(device_of(summary), (summary.get("table") or {}).get("statistic"))
 
 
 def noise(summary: Summary) -> str:
@@ -132,6 +108,15 @@ def nearest_miss(summary: Summary) -> str:
     miss = (summary.get("study") or {}).get("nearest_miss") or {}
     told = miss.get("text") or f"{miss.get('constraint', '')} (reached {miss.get('value', 'n/a')} {miss.get('unit', '')})"
     return f"Nearest miss: {told}" if miss else ""
+
+
+def views(summary: Summary) -> list[Summary]:
+    """The summary as each device sees it: parts that are per device are its own. Only the summary where there is one device."""
+    devices = summary.get("devices") or {}
+    if len(devices) < 2:
+        return [summary]
+    shared = {name: value for name, value in summary.items() if name not in (*PER_DEVICE, "devices")}
+    return [{**shared, **(parts or {})} for parts in devices.values()]
 
 
 def device_of(summary: Summary) -> Mapping[str, Any]:

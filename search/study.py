@@ -1,14 +1,15 @@
 """The search: rounds of predicting thousands of candidates, evaluating the best with the supernet, and learning from them.
 
 This is the loop of DyNAS-T and SimQ-NAS (arXiv:2312.13301). Its result is the front of what was *evaluated*; a predicted
-accuracy never stands on it. Everything follows from the seed and the evaluations, so a study that is killed goes through the
-same rounds again and finds its evaluations already made.
+accuracy never stands on it. Where each device has a study of its own, one follows the other: each begins with all that was
+evaluated before it, and its front is that of everything evaluated in the end. Everything follows from the seed and the
+evaluations, so a study that is killed goes through the same rounds again and finds its evaluations already made.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -19,7 +20,8 @@ from predictors.accuracy import AccuracyPredictor, accuracy_features
 from search.candidates import Candidate, Values, propose
 from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
-from search.objectives import Constraint, Objective, hypervolume
+from search.left_out import NOTHING, LeftOut
+from search.objectives import Constraint, Goal, Objective, hypervolume
 from search.predicted import PredictedValues
 from spaces.choice import Architecture
 from spaces.space import Space
@@ -38,12 +40,14 @@ class StudySettings:
         rounds: times that the predictors are asked, the best evaluated and the accuracy predictor refitted.
         evaluations: networks evaluated per round.
         seed: of samplers and the random baseline.
+        leave_out_what_does_not_pay: propose no options that are nowhere faster, see `search.left_out`.
     """
 
     candidates: int
     rounds: int
     evaluations: int
     seed: int
+    leave_out_what_does_not_pay: bool = True
 
 
 @dataclass
@@ -52,9 +56,9 @@ class StudyResult:
 
     Args:
         candidates: all predicted candidates with their round.
-        front: evaluated, feasible and not dominated, fastest first.
+        front: evaluated by any study, feasible and not dominated, fastest first.
         candidate_s: seconds spent on candidates (sampler and predictors), without evaluations.
-        hypervolumes: of the front after each round, the initial evaluations first.
+        hypervolumes: of the front after the initial evaluations and after each round of any study, by what was evaluated.
         hypervolume_random: of random architectures, as many evaluations.
         reference: reference point by objective.
         nearest_miss: when nothing is feasible, the constraint that binds and by how much.
@@ -63,75 +67,115 @@ class StudyResult:
     candidates: list[tuple[Candidate, int]] = field(default_factory=list)
     front: list[Candidate] = field(default_factory=list)
     candidate_s: float = 0.0
-    hypervolumes: list[float] = field(default_factory=list)
+    hypervolumes: dict[str, float] = field(default_factory=dict)
     hypervolume_random: float = 0.0
     reference: Values = field(default_factory=dict)
     nearest_miss: dict[str, object] | None = None
 
 
-def run_study(
-    predicted: PredictedValues,
+def run_studies(
+    goals: Mapping[Goal, PredictedValues],
     evaluations: Evaluations,
     new_predictor: Callable[[], AccuracyPredictor],
     new_sampler: Callable[[int], BaseSampler],
     measure: Callable[[Architecture], Evaluation],
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
     settings: StudySettings,
     on_progress: Progress = lambda what, done, total: None,
-) -> StudyResult:
-    """Search.
+    left_out: Mapping[Goal, LeftOut] | None = None,
+) -> dict[Goal, StudyResult]:
+    """Search, one study after the other.
 
     Args:
-        predicted: costs of architectures.
+        goals: what each study looks for, with the costs of architectures that it needs.
         evaluations: the initial ones; what is evaluated is added.
         new_predictor: makes an accuracy predictor to fit.
         new_sampler: makes an Optuna sampler from a seed.
         measure: evaluates an architecture with the supernet.
-        objectives: what to improve.
-        constraints: what to respect.
-        settings: rounds and numbers.
+        settings: rounds and numbers, of each study.
         on_progress: called with what is done, how many are done, and of how many.
+        left_out: options that no round of a goal proposes.
     """
-    space, result = predicted.space, StudyResult()
     seen = evaluations.of(INITIAL)
-    fronts = [evaluated_front(seen, predicted, objectives, constraints)]
-    for number in range(1, settings.rounds + 1):
-        begin = time.perf_counter()
-        predictor = new_predictor()
-        features = accuracy_features(space, [e.architecture for e in seen], [predicted.network(e.architecture) for e in seen])
-        predictor.fit(features, [e.accuracy for e in seen])
-        starts = fronts[-1] or nearest(as_candidates(seen, predicted, constraints))
-        seeds = dict.fromkeys(a for c in starts for a in (c.architecture, *precision_runs(space, c.architecture)))
-        count = settings.candidates * number // settings.rounds - settings.candidates * (number - 1) // settings.rounds
-        candidates = propose(
-            space,
-            partial(predicted.predict, accuracy=predictor),
-            objectives,
-            constraints,
-            new_sampler(settings.seed * 1000 + number),
-            count,
-            seeds=list(seeds),
-            on_progress=partial(_candidates_done, on_progress, len(result.candidates), settings.candidates),
-        )
-        result.candidates += [(candidate, number) for candidate in candidates]
-        result.candidate_s += time.perf_counter() - begin
-        # What an earlier attempt at this round evaluated is chosen again; what later ones did must not disturb it.
-        known = {e.architecture for e in seen}
-        chosen = choose([c for c in candidates if c.architecture not in known], objectives, settings.evaluations)
-        evaluations.evaluate(chosen, f"round {number}", measure, partial(on_progress, f"evaluations, round {number}"))
-        wanted = set(chosen)
-        seen += [e for e in evaluations if e.architecture in wanted]
-        fronts.append(evaluated_front(seen, predicted, objectives, constraints))
-    baseline = random_baseline(evaluations, settings, space.sample_spread, measure, on_progress)
-    result.front = fronts[-1]
-    random_front = evaluated_front(baseline, predicted, objectives, constraints)
-    result.reference, normalize = _normalizer([*seen, *baseline], predicted, objectives)
-    volumes = [hypervolume([normalize(c.values) for c in front], [1.0] * len(objectives)) for front in [*fronts, random_front]]
-    result.hypervolumes, result.hypervolume_random = volumes[:-1], volumes[-1]
+    results, counts = {goal: StudyResult() for goal in goals}, {INITIAL: len(seen)}
+    for place, (goal, predicted) in enumerate(goals.items()):
+        whose, result = f"{goal.name} " if len(goals) > 1 else "", results[goal]
+        for number in range(1, settings.rounds + 1):
+            begin = time.perf_counter()
+            count = settings.candidates * number // settings.rounds - settings.candidates * (number - 1) // settings.rounds
+            asking = partial(_candidates_done, on_progress, f"{whose}candidates", len(result.candidates), settings.candidates)
+            sampler = new_sampler(settings.seed * 1000 + place * settings.rounds + number)
+            unpaid = (left_out or {}).get(goal, NOTHING)
+            candidates = predicted_candidates(seen, goal, predicted, new_predictor(), sampler, count, unpaid, asking)
+            result.candidates += [(candidate, number) for candidate in candidates]
+            result.candidate_s += time.perf_counter() - begin
+            # What an earlier attempt at this round evaluated is chosen again; what later ones did must not disturb it.
+            known, source = {e.architecture for e in seen}, f"{whose}round {number}"
+            chosen = choose([c for c in candidates if c.architecture not in known], goal.objectives, settings.evaluations)
+            evaluations.evaluate(chosen, source, measure, partial(on_progress, f"evaluations, {source}"))
+            wanted = set(chosen)
+            seen += [e for e in evaluations if e.architecture in wanted]
+            counts[source] = len(seen)
+    drawn = settings.rounds * settings.evaluations * len(goals)
+    sample = next(iter(goals.values())).space.sample_spread
+    baseline = random_baseline(evaluations, drawn, settings.seed, sample, measure, on_progress)
+    for goal, predicted in goals.items():
+        judge(results[goal], goal, predicted, {source: seen[:count] for source, count in counts.items()}, baseline)
+    return results
+
+
+def predicted_candidates(
+    seen: Sequence[Evaluated],
+    goal: Goal,
+    predicted: PredictedValues,
+    predictor: AccuracyPredictor,
+    sampler: BaseSampler,
+    count: int,
+    left_out: LeftOut,
+    on_progress: Callable[[int], None],
+) -> list[Candidate]:
+    """What a sampler asks for that begins at the front of what was evaluated, judged by a predictor that learns from it."""
+    space = predicted.space
+    features = accuracy_features(space, [e.architecture for e in seen], [predicted.network(e.architecture) for e in seen])
+    predictor.fit(features, [e.accuracy for e in seen])
+    front = evaluated_front(seen, predicted, goal.objectives, goal.constraints)
+    starts = front or nearest(as_candidates(seen, predicted, goal.constraints))
+    runs = (a for c in starts for a in (c.architecture, *precision_runs(space, c.architecture)))
+    seeds = list(dict.fromkeys(space.architecture(left_out.replaced(a)) for a in runs))
+    predict = partial(predicted.predict, accuracy=predictor)
+    return propose(
+        space, predict, goal.objectives, goal.constraints, sampler, count, seeds, on_progress=on_progress, left_out=left_out
+    )
+
+
+def judge(
+    result: StudyResult,
+    goal: Goal,
+    predicted: PredictedValues,
+    seen: Mapping[str, Sequence[Evaluated]],
+    baseline: Sequence[Evaluated],
+) -> None:
+    """Complete a result: its front and how it grew, beside that of random search.
+
+    Args:
+        result: receives front, hypervolumes, reference and nearest miss.
+        goal: what was looked for.
+        predicted: costs of architectures.
+        seen: everything evaluated after the initial evaluations and after each round, by what was evaluated last.
+        baseline: random search.
+    """
+    fronts = {
+        source: evaluated_front(known, predicted, goal.objectives, goal.constraints)
+        for source, known in {**seen, RANDOM: baseline}.items()
+    }
+    everything = list(seen.values())[-1]
+    result.reference, normalize = _normalizer([*everything, *baseline], predicted, goal.objectives)
+    unit = [1.0] * len(goal.objectives)
+    volumes = {source: hypervolume([normalize(c.values) for c in front], unit) for source, front in fronts.items()}
+    result.hypervolume_random = volumes.pop(RANDOM)
+    result.hypervolumes = volumes
+    result.front = fronts[list(seen)[-1]]
     if not result.front:
-        result.nearest_miss = nearest_miss(as_candidates(seen, predicted, constraints), constraints)
-    return result
+        result.nearest_miss = nearest_miss(as_candidates(everything, predicted, goal.constraints), goal.constraints)
 
 
 def precision_runs(space: Space, architecture: Architecture) -> list[Architecture]:
@@ -151,20 +195,21 @@ def precision_runs(space: Space, architecture: Architecture) -> list[Architectur
     return variants
 
 
-def _candidates_done(on_progress: Progress, before: int, total: int, done: int) -> None:
-    on_progress("candidates", before + done, total)
+def _candidates_done(on_progress: Progress, what: str, before: int, total: int, done: int) -> None:
+    on_progress(what, before + done, total)
 
 
 def random_baseline(
     evaluations: Evaluations,
-    settings: StudySettings,
+    count: int,
+    seed: int,
     sample: Callable[[np.random.Generator], Architecture],
     measure: Callable[[Architecture], Evaluation],
     on_progress: Progress,
 ) -> list[Evaluated]:
-    """Random search at the study's budget: the initial evaluations, and as many random ones as the rounds evaluated."""
-    rng = np.random.default_rng([settings.seed, 77])
-    drawn = [sample(rng) for _ in range(settings.rounds * settings.evaluations)]
+    """Random search at the budget of all studies: the initial evaluations, and as many random ones as all rounds evaluated."""
+    rng = np.random.default_rng([seed, 77])
+    drawn = [sample(rng) for _ in range(count)]
     evaluations.evaluate(drawn, RANDOM, measure, partial(on_progress, "evaluations, random baseline"))
     wanted = set(drawn)
     return evaluations.of(INITIAL) + [e for e in evaluations if e.architecture in wanted and e.source != INITIAL]

@@ -11,6 +11,7 @@ from typing import Any
 
 from search import __version__
 from search.job import Job
+from spaces.errors import UserError
 
 PACKAGES = ("torch", "onnxruntime", "onnx", "onnx-ir", "optuna", "pytorch-lightning", "hydra-core", "scikit-learn", "numpy")
 STAGES = ("space", "tables", "supernet", "predictors", "study", "export")
@@ -20,8 +21,8 @@ Rows = Sequence[Mapping[str, Any]]
 
 def summarize(
     job: Job,
-    front: Rows,
-    points: Mapping[str, Any],
+    fronts: Mapping[str, Rows],
+    points: Mapping[str, Mapping[str, Any]],
     pays: Mapping[str, Rows],
     does_not_pay: Mapping[str, Sequence[str]],
 ) -> dict[str, Any]:
@@ -29,29 +30,31 @@ def summarize(
 
     Args:
         job: its stages have finished, apart from the report.
-        front: points of the front with their costs.
-        points: `cloud`, `evaluated` and `random` for the report.
+        fronts: by device, points of its front with their costs.
+        points: by device, `cloud`, `evaluated` and `random` for the report.
         pays: by device, rows of `latency_lut.pays.what_pays`.
         does_not_pay: by device, sentences.
+
+    Raises:
+        UserError: `points` lacks a device.
     """
     facts = {name: job.run.facts(name) for name in STAGES}
-    first = next(iter(job.devices))
-    table = facts["tables"]["devices"][first]
     exported = facts["export"]["devices"]
     seconds = {name: record.seconds for name in STAGES if (record := job.run.record(name)) is not None}
-    table_figures = {name: table[name] for name in ("pairs", "pairs_per_min", "reachable_pairs", "statistic", "device")}
     supernet = {name: facts["supernet"][name] for name in ("epochs", "steps", "curve")}
+    studies = study_figures(job, facts["study"], points)
     devices = {
         name: {
-            "table": facts["tables"]["devices"][name],
-            **exported[name],
+            **table_figures(name, facts["tables"]["devices"][name]),
+            "study": studies[name],
+            "front": list(fronts[name]),
+            **{part: exported[name][part] for part in ("winners", "baselines", "beats", "speed")},
             "pays": list(pays[name]),
             "does_not_pay": list(does_not_pay[name]),
         }
         for name in job.devices
     }
-    objectives = [{"name": o.name, "unit": o.unit, "direction": o.direction, "source": o.source} for o in job.objectives]
-    study = {"objectives": objectives, "constraints": [c.text for c in job.constraints], **facts["study"], **points}
+    first = {part: value for part, value in next(iter(devices.values())).items() if part != "speed"}
     return {
         "name": job.run.path.name,
         "netwright": __version__,
@@ -64,21 +67,43 @@ def summarize(
         "stages": seconds,
         "space": facts["space"],
         "data": data_figures(job),
-        "table": table_figures,
-        "latency_model": with_lists(table["latency_model"]),
         "accuracy_predictor": facts["predictors"]["accuracy_predictor"],
         "supernet": {**supernet, "seconds": seconds["supernet"]},
-        "study": study,
-        "front": list(front),
-        "winners": exported[first]["winners"],
-        "baselines": exported[first]["baselines"],
-        "beats": exported[first]["beats"],
-        "pays": devices[first]["pays"],
-        "does_not_pay": devices[first]["does_not_pay"],
+        **first,
         "devices": devices if len(devices) > 1 else {},
         "tolerances": asdict(job.export.tolerances),
-        "notes": notes(job, exported[first]),
+        "notes": notes(exported),
     }
+
+
+def table_figures(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
+    """What the table of a device holds, and how well its latency model does."""
+    kept = {part: table[part] for part in ("pairs", "pairs_per_min", "reachable_pairs", "statistic")}
+    device = {"name": name, **table["device"]}
+    return {"table": {**kept, "device": device}, "latency_model": with_lists(table["latency_model"])}
+
+
+def study_figures(job: Job, facts: Mapping[str, Any], points: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    """By device, what was looked for and found, with the points to draw.
+
+    Raises:
+        UserError: `points` lacks a device.
+    """
+    shared = {name: value for name, value in facts.items() if name != "studies"}
+    figures: dict[str, dict[str, Any]] = {}
+    for goal in job.goals:
+        objectives = [{"name": o.name, "unit": o.unit, "direction": o.direction, "source": o.source} for o in goal.objectives]
+        found = {
+            "objectives": objectives,
+            "constraints": [c.text for c in goal.constraints],
+            **shared,
+            **facts["studies"][goal.name],
+        }
+        for device in goal.devices:
+            if device not in points:
+                raise UserError(f"{job.path('points.json')} has nothing of {device}; delete it and run again")
+            figures[device] = {**found, **points[device]}
+    return figures
 
 
 def versions() -> dict[str, str]:
@@ -111,20 +136,22 @@ def with_lists(quality: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in quality.items()}
 
 
-def notes(job: Job, exported: Mapping[str, Any]) -> list[str]:
-    """What a reader should know about the figures of this run."""
+def notes(exported: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What a reader should know about the figures of this run; `exported` is by device."""
     lines = [
         "Accuracies on the front are measured on validation data with the supernet's weights; those of winners and "
         "baselines on test data in the runtime. Winners are not fine-tuned.",
         "Baselines use the same supernet, the same calibration and the same export as the winners.",
     ]
-    speed = exported["speed"]
-    if exported["winners"] and abs(speed - 1.0) > 0.05:
-        lines.append(
-            f"While the winners were timed, the machine ran at {speed:.0%} of the speed at which the table was measured; their "
-            "latencies are brought to the table's speed by anchor layers timed along with them."
-        )
-    off = [w["rank"] for w in exported["winners"] if not w["within_tolerance"]]
-    if off:
-        lines.append(f"Winners {', '.join(map(str, off))} missed the latency tolerance; the table's next fit learns from them.")
+    for device, made in exported.items():
+        where = f" on {device}" if len(exported) > 1 else ""
+        if made["winners"] and abs(made["speed"] - 1.0) > 0.05:
+            lines.append(
+                f"While the winners were timed{where}, the machine ran at {made['speed']:.0%} of the speed at which the table "
+                "was measured; their latencies are brought to the table's speed by anchor layers timed along with them."
+            )
+        off = [w["rank"] for w in made["winners"] if not w["within_tolerance"]]
+        if off:
+            ranks = ", ".join(map(str, off))
+            lines.append(f"Winners {ranks}{where} missed the latency tolerance; the table's next fit learns from them.")
     return lines

@@ -27,7 +27,8 @@ from search.objectives import Objective
 from search.study import nondominated
 from spaces.choice import Architecture, Option
 from spaces.files import write_atomically
-from spaces.layers import FLOAT_BITS, LayerSpec
+from spaces.layers import LayerSpec
+from spaces.precision import FLOAT
 from spaces.space import Space
 from spaces.supernet import Supernet
 
@@ -74,7 +75,7 @@ class Exporter:
         plain = self.evaluator.plain(self.supernet, architecture)
         metadata = {"netwright.architecture": architecture.to_json(), "netwright.device": self.device.name}
         model = export(plain, lowerings, self.device, metadata)
-        check = verify(plain, model, self.device, self.test, self.tolerances)
+        check = verify(plain, lowerings, model, self.device, self.test, self.tolerances)
         card = {
             "schema": CARD_SCHEMA,
             "architecture": dict(architecture),
@@ -107,7 +108,8 @@ class Exporter:
             "out_channels": spec.out_channels,
             "height": spec.height,
             "kernel": spec.kernel,
-            "weight_bits": spec.weight_bits,
+            "precision": spec.precision,
+            "rank": spec.rank,
             "sparsity": spec.sparsity,
             "lowering": lowering,
             "macs": spec.macs,
@@ -182,13 +184,13 @@ def pick(
     return chosen
 
 
-def uniform(space: Space, architecture: Architecture, bits: int) -> Architecture:
+def uniform(space: Space, architecture: Architecture, precision: str) -> Architecture:
     """The same network with every layer dense and of one precision."""
     values: dict[str, Option] = dict(architecture)
     for choice in space.choices:
-        if choice.kind == "precision" and bits in choice.options and choice.name in values:
-            values[choice.name] = bits
-        if choice.kind == "sparsity" and choice.name in values:
+        if choice.kind == "precision" and precision in choice.options and choice.name in values:
+            values[choice.name] = precision
+        if choice.kind in ("sparsity", "rank") and choice.name in values:
             values[choice.name] = choice.options[-1]
     return space.architecture(values)
 
@@ -198,10 +200,10 @@ def baselines_of(
 ) -> list[tuple[str, str, int | None, Architecture]]:
     """What winners are compared with: name, family, rank of the winner that it is made from, architecture."""
     rows: list[tuple[str, str, int | None, Architecture]] = [
-        ("largest_float", "largest_float", None, uniform(space, space.largest(), FLOAT_BITS))
+        ("largest_float", "largest_float", None, uniform(space, space.largest(), FLOAT))
     ]
-    for family, bits in (("uniform_int8", 8), ("uniform_float", FLOAT_BITS)):
-        rows += [(f"{family} of winner {r}", family, r, uniform(space, a, bits)) for r, a in enumerate(winners, 1)]
+    for family, precision in (("uniform_int8", "w8a8"), ("uniform_float", FLOAT)):
+        rows += [(f"{family} of winner {r}", family, r, uniform(space, a, precision)) for r, a in enumerate(winners, 1)]
     rows += [(f"random {index}", "random", None, a) for index, a in enumerate(random_front, 1)]
     distinct = {
         (family, architecture): (name, family, rank, architecture) for name, family, rank, architecture in reversed(rows)

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 
-from spaces.sparsity import kept_inputs
+from spaces.precision import FLOAT, FLOAT_BITS, PER_CHANNEL, PER_INPUT, PER_TENSOR, Precision, parse_precision
+from spaces.sparsity import check_sparsity, kept_weights
 
-FLOAT_BITS = 32
 INPUT = "input"
 OPERATOR_NAMES = ("conv2d", "linear", "global_pool")
-ACTIVATIONS = ("none", "relu")
+ACTIVATIONS = ("none", "relu", "hard_swish")
 
 
 @dataclass(frozen=True)
@@ -36,12 +37,13 @@ class LayerSpec:
         kernel: side of the square kernel; padding is `kernel // 2`.
         stride: in both directions.
         groups: convolution groups; `in_channels` for a depthwise convolution.
-        activation: `relu` or `none`, applied last.
-        weight_bits: 32 (float) or 8 (integer arithmetic: weights and both sides of the layer).
+        activation: `none`, `relu` or `hard_swish`, applied last.
+        precision: of weights and arithmetic, such as `fp32`, `w8a8`, `w4@32` (see `spaces.precision`).
         input_bits: how the input tensor arrives. An integer layer that gets a float input quantizes it itself.
         output_bits: how the output tensor leaves.
         skip_bits: how the tensor that is added before the activation arrives; 0: there is none.
         sparsity: pattern and kept share of the weight, `dense` or e.g. `group@1/2` (see `spaces.sparsity`).
+        rank: the weight is a product of two factors that meet in so many channels; 0: it is one matrix.
     """
 
     operator: str
@@ -53,11 +55,12 @@ class LayerSpec:
     stride: int = 1
     groups: int = 1
     activation: str = "none"
-    weight_bits: int = FLOAT_BITS
+    precision: str = FLOAT
     input_bits: int = FLOAT_BITS
     output_bits: int = FLOAT_BITS
     skip_bits: int = 0
     sparsity: str = "dense"
+    rank: int = 0
 
     def __post_init__(self) -> None:
         sizes = (self.in_channels, self.out_channels, self.height, self.width, self.kernel, self.stride, self.groups)
@@ -66,11 +69,48 @@ class LayerSpec:
         if self.operator not in OPERATOR_NAMES or self.activation not in ACTIVATIONS:
             allowed = f"{', '.join(OPERATOR_NAMES)} with activation {' or '.join(ACTIVATIONS)}"
             raise ValueError(f"not a layer: {self.operator!r} with activation {self.activation!r}; allowed are {allowed}")
-        bits = (self.weight_bits, self.input_bits, self.output_bits, self.skip_bits or FLOAT_BITS)
+        bits = (self.input_bits, self.output_bits, self.skip_bits or FLOAT_BITS)
         if not set(bits) <= {8, FLOAT_BITS}:
             raise ValueError(f"not a layer: bits {bits}; allowed are 8 and {FLOAT_BITS}")
+        if not self.weight_shape and not self.arithmetic.float_weights:
+            raise ValueError(f"not a layer: {self.operator} with precision {self.precision}; it has no weights, so {FLOAT}")
+        if not self.arithmetic.has_zero and self.sparsity != "dense":
+            raise ValueError(f"not a layer: {self}; weights that {self.precision} cannot make 0 are dense")
+        if self.weight_shape:
+            check_sparsity(self.sparsity, self.weight_shape)
+        self._check_rank()
         if self.operator == "linear" and (self.height, self.width, self.skip_bits) != (1, 1, 0):
             raise ValueError(f"not a layer: {self}; a linear layer reads (n, channels, 1, 1) and adds no skip")
+
+    def _check_rank(self) -> None:
+        if not self.rank:
+            return
+        most = self.full_rank
+        if self.groups > 1 or not 1 <= self.rank <= most or self.sparsity != "dense":
+            raise ValueError(
+                f"not a layer: rank {self.rank} of {self}; allowed is 1 to {most} of a dense weight without groups"
+            )
+
+    @cached_property
+    def arithmetic(self) -> Precision:
+        """The precision, taken apart."""
+        return parse_precision(self.precision)
+
+    @property
+    def integer(self) -> bool:
+        """Whether the layer computes in integers, with quantized tensors at both of its sides."""
+        return self.arithmetic.integer
+
+    @property
+    def quantizes_sum(self) -> bool:
+        """Whether an integer layer rounds to a grid before it is done: a kernel fuses neither additions nor hard-swish."""
+        return self.integer and (self.skip_bits > 0 or self.activation == "hard_swish")
+
+    @property
+    def full_rank(self) -> int:
+        """The smaller side of the weight as a matrix; 0 without weights."""
+        shape = self.weight_shape
+        return min(shape[0], math.prod(shape[1:])) if shape else 0
 
     @property
     def out_height(self) -> int:
@@ -99,12 +139,19 @@ class LayerSpec:
         return (self.out_channels, self.in_channels) if self.operator == "linear" else ()
 
     @property
+    def factor_shapes(self) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Shapes of the two factors of a layer with a rank: `(rank, in, ...)`, which comes first, and `(out, rank, 1, ...)`."""
+        out_channels, *inputs = self.weight_shape
+        return (self.rank, *inputs), (out_channels, self.rank, *[1] * (len(inputs) - 1))
+
+    @property
     def kept_weights(self) -> int:
-        """Weights left by the sparsity pattern."""
+        """Weights left by the sparsity pattern, in both factors where there are two."""
         if not self.weight_shape:
             return 0
-        kept = kept_inputs(self.sparsity, self.in_channels // self.groups)
-        return self.out_channels * kept * self.kernel**2
+        if self.rank:
+            return sum(math.prod(shape) for shape in self.factor_shapes)
+        return kept_weights(self.sparsity, self.weight_shape)
 
     @property
     def parameters(self) -> int:
@@ -120,9 +167,18 @@ class LayerSpec:
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of the kept weights at their precision, 4 per bias and, for integers, 4 per scale of an output channel."""
-        per_channel = 8 if self.weight_bits < FLOAT_BITS else 4
-        return (self.kept_weights * self.weight_bits + 7) // 8 + (per_channel * self.out_channels if self.weight_shape else 0)
+        """Bytes of the kept weights at their precision, 4 per bias, and 4 per scale where weights are quantized."""
+        if not self.weight_shape:
+            return 0
+        shapes = self.factor_shapes if self.rank else (self.weight_shape,)
+        scales = 0 if self.arithmetic.float_weights else sum(self._scales(shape) for shape in shapes)
+        return math.ceil(self.kept_weights * self.arithmetic.bits / 8) + 4 * (self.out_channels + scales)
+
+    def _scales(self, shape: tuple[int, ...]) -> int:
+        shared = self.arithmetic.scales
+        if isinstance(shared, int):
+            return shape[0] * math.ceil(math.prod(shape[1:]) / shared)
+        return {PER_CHANNEL: shape[0], PER_TENSOR: 1, PER_INPUT: shape[1]}[shared]
 
     @property
     def input_elements(self) -> int:
@@ -162,9 +218,10 @@ class LayerSpec:
         text = f"{self.kind} {self.in_channels}->{self.out_channels} {self.height}x{self.width}"
         text += f" k{self.kernel}" if self.operator == "conv2d" else ""
         text += f" s{self.stride}" if self.stride > 1 else ""
-        text += f" w{self.weight_bits} {self.input_bits}->{self.output_bits}"
+        text += f" {self.precision} {self.input_bits}->{self.output_bits}"
         text += f" +{self.skip_bits}" if self.skip_bits else ""
         text += f" {self.activation}" if self.activation != "none" else ""
+        text += f" rank {self.rank}" if self.rank else ""
         return text + (f" {self.sparsity}" if self.sparsity != "dense" else "")
 
 
@@ -230,13 +287,14 @@ class _Row:
     """A layer whose tensors' bits are not settled yet: the leading fields of its `LayerSpec`, and the sparsity."""
 
     name: str
-    fields: tuple[str, int, int, int, int, int, int, int, str, int]
+    fields: tuple[str, int, int, int, int, int, int, int, str, str]
     sparsity: str
+    rank: int
     inputs: tuple[str, ...]
 
     @property
     def integer(self) -> bool:
-        return self.fields[-1] < FLOAT_BITS
+        return parse_precision(self.fields[-1]).integer
 
 
 # Sampled networks are made of the same few thousand layers again and again: they are made and checked once.
@@ -262,8 +320,9 @@ class NetworkBuilder:
         stride: int = 1,
         depthwise: bool = False,
         activation: str = "none",
-        weight_bits: int = FLOAT_BITS,
+        precision: str = FLOAT,
         sparsity: str = "dense",
+        rank: int = 0,
         skip: str | None = None,
     ) -> str:
         """Append a layer that reads `source` (and adds `skip`), return its name.
@@ -276,13 +335,13 @@ class NetworkBuilder:
         channels, height, width = self._shapes[source]
         out = channels if out_channels is None else out_channels
         groups = channels if depthwise else 1
-        fields = (operator, channels, out, height, width, kernel, stride, groups, activation, weight_bits)
+        fields = (operator, channels, out, height, width, kernel, stride, groups, activation, precision)
         spec = _layer(*fields)
         shape = (out, spec.out_height, spec.out_width)
         if skip is not None and self._shapes.get(skip) != shape:
             raise ValueError(f"{name} gives {shape} but adds {skip}, which is {self._shapes.get(skip)}")
         self._shapes[name] = shape
-        self._rows.append(_Row(name, fields, sparsity, (source,) if skip is None else (source, skip)))
+        self._rows.append(_Row(name, fields, sparsity, rank, (source,) if skip is None else (source, skip)))
         return name
 
     def build(self) -> Network:
@@ -299,5 +358,5 @@ class NetworkBuilder:
         for row in self._rows:
             bits = [8 if name in quantized else FLOAT_BITS for name in (row.inputs[0], row.name, *row.inputs[1:])]
             skip_bits = bits[2] if len(bits) > 2 else 0
-            nodes.append(Node(row.name, _layer(*row.fields, bits[0], bits[1], skip_bits, row.sparsity), row.inputs))
+            nodes.append(Node(row.name, _layer(*row.fields, bits[0], bits[1], skip_bits, row.sparsity, row.rank), row.inputs))
         return Network(self._input_shape, tuple(nodes))

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 
 from spaces.choice import Architecture, Choice, Option
 from spaces.errors import UserError
-from spaces.layers import FLOAT_BITS, INPUT, Network, NetworkBuilder
+from spaces.layers import INPUT, Network, NetworkBuilder
+from spaces.precision import parse_precision
 from spaces.space import Space
-from spaces.sparsity import GROUP_BLOCKS, parse
+from spaces.sparsity import check_sparsity, parse
 
 When = tuple[str, tuple[Option, ...]] | None
 
@@ -42,13 +44,13 @@ class MobileSpace(Space):
         expansions: ratios of a block's inner to its input width; at 1 the block has no expanding convolution.
         kernels: odd sides of the depthwise kernels.
         head: widths of the last convolution.
-        precisions: bits of a convolution, out of 8 and 32.
+        precisions: of every convolution and the classifier, e.g. `w8a8` and `fp32`; the first is the cheapest.
         sparsities: of convolutions that mix channels, e.g. `dense` and `group@1/2`.
         max_width: widths above it are left out.
         width_per_block: a width for every block instead of every stage.
 
     Raises:
-        UserError: an empty or malformed option list, or a width that group sparsity cannot divide.
+        UserError: an empty or malformed option list, or a width that a sparsity does not divide.
     """
 
     name = "mobile"
@@ -63,7 +65,7 @@ class MobileSpace(Space):
         expansions: Sequence[int],
         kernels: Sequence[int],
         head: Sequence[int],
-        precisions: Sequence[int],
+        precisions: Sequence[str],
         sparsities: Sequence[str],
         stem_stride: int = 1,
         max_width: int | None = None,
@@ -75,10 +77,13 @@ class MobileSpace(Space):
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise UserError(f"kernels are {list(kernels)}; allowed are odd numbers")
         self.expansions = _ascending("expansions", expansions)
-        self.precisions = _ascending("precisions", precisions)
-        if not set(self.precisions) <= {8, FLOAT_BITS}:
-            raise UserError(f"precisions are {list(precisions)}; allowed are 8 and {FLOAT_BITS}")
+        self.precisions = _precisions(precisions)
         self.sparsities = _sparsities(sparsities)
+        without_zero = [text for text in self.precisions if not parse_precision(text).has_zero]
+        if without_zero and self.sparsities != ("dense",):
+            raise UserError(
+                f"precision {without_zero[0]} has no zero for sparse weights; allowed with it is sparsities=[dense]"
+            )
         self.resolutions = _ascending("resolutions", resolutions)
         self.stem = self._widths("stem", stem, max_width)
         self.head = self._widths("head", head, max_width)
@@ -98,8 +103,11 @@ class MobileSpace(Space):
         options = tuple(w for w in _ascending(what, widths) if max_width is None or w <= max_width)
         if not options:
             raise UserError(f"max_width={max_width} leaves no option of {what}: {widths}")
-        if self.sparsities != ("dense",) and any(w % GROUP_BLOCKS for w in options):
-            raise UserError(f"{what} are {list(options)}; group sparsity needs multiples of {GROUP_BLOCKS}")
+        for width, sparsity in product(options, self.sparsities):
+            try:
+                check_sparsity(sparsity, (width, width))
+            except UserError as error:
+                raise UserError(f"{what} are {list(options)}: {error}") from None
         return options
 
     # -- choices ----------------------------------------------------------------------------------------------------------
@@ -149,7 +157,7 @@ class MobileSpace(Space):
             kernel=3,
             stride=self.stem_stride,
             activation="relu",
-            weight_bits=a.integer("stem.precision"),
+            precision=str(a["stem.precision"]),
         )
         for s, stage in enumerate(self.stages, 1):
             for b in range(1, a.integer(f"stage{s}.depth") + 1):
@@ -159,7 +167,7 @@ class MobileSpace(Space):
                 x, width = self._block(net, a, block, x, width, out, stride), out
         x = self._mix(net, a, "head", x, a.integer("head.width"), "relu")
         x = net.add("pool", "global_pool", x)
-        net.add("classifier", "linear", x, self.classes, weight_bits=a.integer("classifier.precision"))
+        net.add("classifier", "linear", x, self.classes, precision=str(a["classifier.precision"]))
         return net.build()
 
     def _block(self, net: NetworkBuilder, a: Architecture, block: str, x: str, width: int, out: int, stride: int) -> str:
@@ -175,15 +183,15 @@ class MobileSpace(Space):
             stride=stride,
             depthwise=True,
             activation="relu",
-            weight_bits=a.integer(f"{block}.depthwise.precision"),
+            precision=str(a[f"{block}.depthwise.precision"]),
         )
         skip = source if stride == 1 and width == out else None
         return self._mix(net, a, f"{block}.project", x, out, "none", skip)
 
     def _mix(self, net: NetworkBuilder, a: Architecture, name: str, x: str, out: int, act: str, skip: str | None = None) -> str:
         """A 1x1 convolution with its own precision and sparsity."""
-        bits, sparsity = a.integer(f"{name}.precision"), str(a[f"{name}.sparsity"])
-        return net.add(name, "conv2d", x, out, activation=act, weight_bits=bits, sparsity=sparsity, skip=skip)
+        precision, sparsity = str(a[f"{name}.precision"]), str(a[f"{name}.sparsity"])
+        return net.add(name, "conv2d", x, out, activation=act, precision=precision, sparsity=sparsity, skip=skip)
 
 
 def _positive(what: str, value: object) -> int:
@@ -192,12 +200,19 @@ def _positive(what: str, value: object) -> int:
     return value
 
 
+def _precisions(texts: object) -> tuple[str, ...]:
+    """Distinct precisions by the bits of weights and arithmetic, the cheapest first."""
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
+        raise UserError(f"precisions is {texts!r}; allowed is a list such as [w8a8,fp32]")
+    return tuple(sorted(set(texts), key=lambda text: (parse_precision(text).bits, not parse_precision(text).integer, text)))
+
+
 def _sparsities(texts: object) -> tuple[str, ...]:
     """Distinct sparsities by share, each in its first spelling."""
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
-        raise UserError(f"sparsities is {texts!r}; allowed is a list such as [dense,group@1/2,group@1/4]")
+        raise UserError(f"sparsities is {texts!r}; allowed is a list such as [dense,group@1/2]; in YAML quote 2:4")
     distinct = {parse(text): text for text in reversed(texts)}
-    return tuple(distinct[key] for key in sorted(distinct, key=lambda key: (key[1], key[0])))
+    return tuple(distinct[key] for key in sorted(distinct, key=lambda s: (s.kept, s.pattern, s.sizes)))
 
 
 def _ascending(what: str, values: object) -> tuple[int, ...]:

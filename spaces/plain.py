@@ -14,8 +14,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from spaces.errors import UserError
-from spaces.layers import FLOAT_BITS, INPUT, LayerSpec, Network, Node
-from spaces.quantizers import quantize_activation, quantize_to_own_range
+from spaces.layers import INPUT, LayerSpec, Network, Node
+from spaces.precision import FLOAT_BITS
+from spaces.quantizers import EncodedWeight, quantize_activation, quantize_by_sample, quantize_to_own_range
 
 
 class ActivationQuantizer(nn.Module):
@@ -49,6 +50,18 @@ class ActivationQuantizer(nn.Module):
             buffer.zero_()
 
 
+def enter_layer(spec: LayerSpec, x: torch.Tensor, quantize_input: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """What precedes a layer's arithmetic, for elastic and plain layers alike: flatten, quantize."""
+    if spec.operator == "linear":
+        x = x.flatten(1)
+    if spec.integer and spec.input_bits == FLOAT_BITS:
+        return quantize_input(x)
+    precision = spec.arithmetic
+    if precision.activations == "dynamic":
+        return quantize_by_sample(x, precision.scales if isinstance(precision.scales, int) else None)
+    return x
+
+
 def finish_layer(
     spec: LayerSpec,
     y: torch.Tensor,
@@ -57,11 +70,50 @@ def finish_layer(
     quantize_output: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """What follows a layer's arithmetic, for elastic and plain layers alike: add the skip, activate, quantize."""
+    if spec.quantizes_sum:
+        y = quantize_sum(y)
     if skip is not None:
-        y = (quantize_sum(y) if spec.weight_bits < FLOAT_BITS else y) + skip
+        y = y + skip
     if spec.activation == "relu":
         y = F.relu(y)
+    elif spec.activation == "hard_swish":
+        y = F.hardswish(y)
     return quantize_output(y) if spec.output_bits < FLOAT_BITS else y
+
+
+class Factors(nn.Module):
+    """Two operators, one after the other, in place of one: a layer of low rank.
+
+    Args:
+        first: from the input to the rank.
+        second: from the rank to the output.
+        integer: whether what is between them is quantized.
+    """
+
+    def __init__(self, first: nn.Module, second: nn.Module, integer: bool) -> None:
+        super().__init__()
+        self.first, self.second = first, second
+        self.quantize_middle = ActivationQuantizer() if integer else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.second(self.quantize_middle(self.first(x)))
+        return y
+
+
+def plain_operator(spec: LayerSpec, weight: torch.Tensor, stride: int, bias: torch.Tensor | None = None) -> nn.Module:
+    """`nn.Conv2d` or `nn.Linear` around a weight that nobody else holds, with a copy of a bias."""
+    out_channels, in_channels, *kernel = weight.shape
+    module: nn.Conv2d | nn.Linear
+    with torch.device("meta"):
+        if kernel:
+            sizes = (in_channels * spec.groups, out_channels, kernel[0], stride, kernel[0] // 2)
+            module = nn.Conv2d(*sizes, groups=spec.groups, bias=False)
+        else:
+            module = nn.Linear(in_channels, out_channels, bias=False)
+    module.weight = nn.Parameter(weight)
+    if bias is not None:
+        module.bias = nn.Parameter(bias.detach().clone())
+    return module
 
 
 class PlainLayer(nn.Module):
@@ -69,24 +121,29 @@ class PlainLayer(nn.Module):
 
     Args:
         spec: the layer.
-        arithmetic: `nn.Conv2d`, `nn.Linear` or a pooling module with final weights.
+        arithmetic: `nn.Conv2d`, `nn.Linear`, `Factors` of them or a pooling module, with final weights.
         norm: batch norm that follows it, if any.
+        codes: how the weights are stored, in the order in which they are applied; `None` for floats.
     """
 
     norm: nn.BatchNorm2d | None
 
-    def __init__(self, spec: LayerSpec, arithmetic: nn.Module, norm: nn.BatchNorm2d | None = None) -> None:
+    def __init__(
+        self,
+        spec: LayerSpec,
+        arithmetic: nn.Module,
+        norm: nn.BatchNorm2d | None = None,
+        codes: tuple[EncodedWeight | None, ...] = (),
+    ) -> None:
         super().__init__()
-        self.spec, self.arithmetic, self.norm = spec, arithmetic, norm
-        integer = spec.weight_bits < FLOAT_BITS
-        self.quantize_input = ActivationQuantizer() if integer and spec.input_bits == FLOAT_BITS else nn.Identity()
-        self.quantize_sum = ActivationQuantizer() if integer and spec.skip_bits else nn.Identity()
+        self.spec, self.arithmetic, self.norm, self.codes = spec, arithmetic, norm, codes
+        self.quantize_input = ActivationQuantizer() if spec.integer and spec.input_bits == FLOAT_BITS else nn.Identity()
+        self.quantize_sum = ActivationQuantizer() if spec.quantizes_sum else nn.Identity()
         self.quantize_output = ActivationQuantizer() if spec.output_bits < FLOAT_BITS else nn.Identity()
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Input `(n, in_channels, height, width)`, or anything that flattens to `(n, in_channels)` for a linear layer."""
-        x = self.quantize_input(x)
-        y = self.arithmetic(x.flatten(1) if self.spec.operator == "linear" else x)
+        y = self.arithmetic(enter_layer(self.spec, x, self.quantize_input))
         if self.norm is not None:
             y = self.norm(y)
         return finish_layer(self.spec, y, skip, self.quantize_sum, self.quantize_output)
@@ -96,15 +153,22 @@ class PlainLayer(nn.Module):
 
         The factor is per output channel, as is the grid of integer weights: folded weights stay on a grid.
         """
-        if self.norm is None or not isinstance(self.arithmetic, nn.Conv2d):
+        conv = self.arithmetic.second if isinstance(self.arithmetic, Factors) else self.arithmetic
+        if self.norm is None or not isinstance(conv, nn.Conv2d):
             return
-        norm, conv = self.norm, self.arithmetic
+        norm = self.norm
         if norm.running_mean is None or norm.running_var is None:
             raise ValueError("batch norm has no statistics to fold")
         factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
         bias = norm.bias - norm.running_mean * factor
         with torch.no_grad():
-            conv.weight.mul_(factor.reshape(-1, 1, 1, 1))
+            encoded = self.codes[-1] if self.codes else None
+            if encoded is None:
+                conv.weight.mul_(factor.reshape(-1, 1, 1, 1))
+            else:
+                encoded = encoded.times(factor)
+                conv.weight.copy_(encoded.decode())
+                self.codes = (*self.codes[:-1], encoded)
             conv.bias = nn.Parameter(bias if conv.bias is None else bias + conv.bias * factor)
         self.norm = None
 

@@ -64,6 +64,11 @@ class Precision:
         return self.weights == "float"
 
     @property
+    def has_zero(self) -> bool:
+        """Whether a weight can be 0, as sparse layers need."""
+        return self.weights in ("float", "integer", "ternary", "power")
+
+    @property
     def bits(self) -> float:
         """Bits per weight, scales not counted."""
         return float(self.weight_bits + self.salient * (8 - self.weight_bits))

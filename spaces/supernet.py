@@ -12,10 +12,12 @@ import torch
 from torch import nn
 
 from spaces.choice import Architecture
-from spaces.elastic import OPERATORS, ElasticLayer
-from spaces.layers import Network
+from spaces.elastic import OPERATORS, ElasticLayer, LayerOptions
+from spaces.layers import Network, Node
+from spaces.low_rank import rank_of
 from spaces.plain import PlainNetwork, module_key, run_network
 from spaces.space import Space
+from spaces.weights import Estimators
 
 REMEMBERED_NETWORKS = 64
 
@@ -25,14 +27,28 @@ class Supernet(nn.Module):
 
     Call `activate` to choose the architecture that `forward` computes; the largest is active at first. `forward` normalises
     with batch statistics and quantizes with batch ranges, so use it to train; to evaluate, `extract` and recalibrate.
+
+    Args:
+        space: what can be built. Choices whose last name part is `precision` or `rank` say what layers have to provide.
+        estimators: how sparse and quantized weights are trained.
     """
 
-    def __init__(self, space: Space) -> None:
+    def __init__(self, space: Space, estimators: Estimators | None = None) -> None:
         super().__init__()
-        self.space = space
+        self.space, self.estimators = space, estimators or Estimators()
         self._walk = lru_cache(REMEMBERED_NETWORKS)(space.network)
         self._network = space.network(space.largest())
-        self.layers = nn.ModuleDict({module_key(n.name): OPERATORS[n.spec.operator](n.spec) for n in self._network.nodes})
+        self.layers = nn.ModuleDict({module_key(node.name): self._layer(node) for node in self._network.nodes})
+
+    def _layer(self, node: Node) -> ElasticLayer:
+        options = {kind: self._options(node.name, kind) for kind in ("precision", "rank")}
+        ranks = [rank_of(text, node.spec.full_rank) for text in options["rank"]]
+        return OPERATORS[node.spec.operator](
+            node.spec, LayerOptions(options["precision"], max(ranks, default=0), self.estimators)
+        )
+
+    def _options(self, layer: str, kind: str) -> tuple[str, ...]:
+        return tuple(str(option) for c in self.space.choices if c.name == f"{layer}.{kind}" for option in c.options)
 
     def activate(self, architecture: Architecture) -> Network:
         """Make `forward` compute this architecture; returns its network."""

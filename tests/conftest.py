@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -54,6 +55,9 @@ TINY_JOB = (
     "export.random_winners=1",
 )
 
+# The same machine with two samples per run.
+TWO = "+devices.two={_target_: latency_lut.device.Device, name: two, batch: 2}"
+
 # Whole networks are visited for a fraction of the usual time: latencies are noisier, and a job takes seconds.
 QUICK_TIMING = {"latency_lut.profile.NETWORK_VISIT_S": 0.0002}
 
@@ -75,7 +79,7 @@ def small_space() -> MobileSpace:
         expansions=[1, 2],
         kernels=[3, 5],
         head=[16, 24],
-        precisions=[8, 32],
+        precisions=["w8a8", "fp32"],
         sparsities=["dense", "group@1/2", "group@1/4"],
     )
 
@@ -96,14 +100,14 @@ def evaluator(digits: Digits) -> Evaluator:
 def trained(
     small_space: MobileSpace, digits: Digits, evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory
 ) -> Supernet:
-    """A supernet of the small space after one epoch; do not change its weights."""
+    """A supernet of the small space after a few epochs; do not change its weights."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     supernet = Supernet(small_space)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        training = SandwichTraining(supernet, 2, 0.02, 0.0, 1, 0, evaluator, 1)
+        training = SandwichTraining(supernet, 5, 0.04, 0.0, 1, 0, evaluator, 1)
         train(training, digits, tmp_path_factory.mktemp("supernet"), "cpu")
     torch.set_num_threads(threads)
     return supernet
@@ -172,7 +176,7 @@ def tiny_space() -> MobileSpace:
         expansions=[2],
         kernels=[3],
         head=[16],
-        precisions=[8, 32],
+        precisions=["w8a8", "fp32"],
         sparsities=["dense", "group@1/2", "group@1/4"],
     )
 
@@ -181,16 +185,27 @@ def tiny_space() -> MobileSpace:
 def tiny_tables(tiny_space: MobileSpace, x86: Device, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished table of the tiny space, measured once for all tests."""
     folder = tmp_path_factory.mktemp("tables")
+    quickly_profiled(tiny_space, x86, folder)
+    return folder
+
+
+def quickly_profiled(space: MobileSpace, device: Device, folder: Path) -> None:
+    """Measure a small table of a device into a folder."""
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUICK_TIMING.items():
             patch.setattr(name, value)
-        profile(tiny_space, x86, folder / "x86.parquet", max_pairs=60, networks=10, rounds=3, visit_s=0.00005)
-    return folder
+        profile(space, device, folder / f"{device.name}.parquet", max_pairs=60, networks=10, rounds=3, visit_s=0.00005)
 
 
 @pytest.fixture(scope="session")
 def tiny_table(tiny_tables: Path) -> LatencyTable:
     return LatencyTable.load(tiny_tables / "x86.parquet")
+
+
+@pytest.fixture(scope="session")
+def tiny_arguments() -> tuple[str, ...]:
+    """Arguments of the tiny job that measures its own table."""
+    return TINY_JOB
 
 
 @pytest.fixture(scope="session")
@@ -205,6 +220,37 @@ def finished(call: Call, tiny_job: tuple[str, ...], tmp_path_factory: pytest.Tem
     folder = tmp_path_factory.mktemp("finished")
     ended = call(folder, *tiny_job, "run=run")
     assert ended.status == 0, ended.err
+    return folder / "run"
+
+
+@pytest.fixture(scope="session")
+def both_tables(tiny_space: MobileSpace, tiny_tables: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the finished tables of x86 and of the second device."""
+    folder = tmp_path_factory.mktemp("both")
+    shutil.copyfile(tiny_tables / "x86.parquet", folder / "x86.parquet")
+    quickly_profiled(tiny_space, Device("two", batch=2), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def second_device() -> str:
+    """The argument that adds the second device."""
+    return TWO
+
+
+@pytest.fixture(scope="session")
+def both_job(both_tables: Path) -> tuple[str, ...]:
+    """Arguments of the tiny job on two devices."""
+    return (*TINY_JOB, TWO, f"profile.tables={both_tables}")
+
+
+@pytest.fixture(scope="session")
+def both_finished(call: Call, both_job: tuple[str, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of a tiny job on two devices; copy it before you change it. What it said is in `run.out` beside it."""
+    folder = tmp_path_factory.mktemp("both_finished")
+    ended = call(folder, *both_job, "run=run")
+    assert (ended.status, ended.err) == (0, "")
+    (folder / "run.out").write_text(ended.out)
     return folder / "run"
 
 

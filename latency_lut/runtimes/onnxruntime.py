@@ -17,7 +17,8 @@ import onnxruntime as ort
 
 from latency_lut.device import Borders, Device
 from latency_lut.timing import interleaved, steadied
-from spaces.layers import FLOAT_BITS, LayerSpec
+from spaces.layers import LayerSpec
+from spaces.precision import FLOAT_BITS
 from spaces.sparsity import GROUP_BLOCKS, kept_inputs
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int64)": np.int64}
@@ -31,6 +32,11 @@ def version() -> str:
 def providers() -> list[str]:
     """Execution providers that the installed onnxruntime has."""
     return list(ort.get_available_providers())
+
+
+def describe(device: Device) -> dict[str, str]:
+    """Nothing more than what every device says."""
+    return {}
 
 
 def session_options(device: Device) -> ort.SessionOptions:
@@ -125,7 +131,7 @@ def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]
     want channels first.
     """
     block = 16 if "avx512f" in str(description.get("instruction_sets", "")) else 8
-    integer, gathers = spec.weight_bits < FLOAT_BITS, lowering.startswith("gather")
+    integer, gathers = spec.integer, lowering.startswith("gather")
     pool, conv = spec.operator == "global_pool", spec.operator == "conv2d"
     blocked = conv and not integer and _fills_blocks(spec, gathers, block)
     if spec.input_bits == FLOAT_BITS:

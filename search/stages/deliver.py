@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
+from functools import partial
 
 from latency_lut.device import Device
 from latency_lut.pays import never_pays, what_pays
@@ -15,7 +16,7 @@ from search.evaluations import INITIAL, RANDOM
 from search.job import Job
 from search.report import write_report
 from search.run import Facts
-from search.stages.find import read_front
+from search.stages.find import read_fronts
 from search.summary import summarize
 from spaces.choice import Architecture
 from spaces.errors import UserError
@@ -23,20 +24,26 @@ from spaces.files import write_atomically
 
 
 def export_winners(job: Job) -> Facts:
-    """Export, verify and time winners and baselines on every device."""
-    front = read_front(job)
-    evaluated = study.as_candidates(list(job.evaluations), job.predicted, job.constraints)
-    feasible = [c for c in evaluated if c.feasible]
-    chosen = winners.pick(front, feasible, job.objectives, job.export.winners) if front else []
-    chosen.sort(key=lambda c: c.values[f"latency@{next(iter(job.devices))}"])
-    sources = (INITIAL, RANDOM)
-    random_front = study.evaluated_front(job.evaluations.of(*sources), job.predicted, job.objectives, job.constraints)
-    picked = winners.pick(random_front, [], job.objectives, job.export.random_winners) if random_front else []
+    """Export, verify and time the winners of each front, and baselines, on the devices that the front is for."""
     facts: Facts = {}
-    for device in job.devices.values():
-        facts[device.name] = export_device(job, device, [c.architecture for c in chosen], [c.architecture for c in picked])
+    for goal, front in read_fronts(job).items():
+        predicted = job.predicted[goal]
+        evaluated = study.as_candidates(list(job.evaluations), predicted, goal.constraints)
+        feasible = [c for c in evaluated if c.feasible]
+        chosen = winners.pick(front, feasible, goal.objectives, job.export.winners) if front else []
+        chosen.sort(key=partial(_latency_on, goal.devices[0]))
+        sources = (INITIAL, RANDOM)
+        random_front = study.evaluated_front(job.evaluations.of(*sources), predicted, goal.objectives, goal.constraints)
+        picked = winners.pick(random_front, [], goal.objectives, job.export.random_winners) if random_front else []
+        for name in goal.devices:
+            device = job.devices[name]
+            facts[name] = export_device(job, device, [c.architecture for c in chosen], [c.architecture for c in picked])
     made = [entry["path"] for device in facts.values() for entry in (*device["winners"], *device["baselines"])]
     return {"devices": facts, "files": made}
+
+
+def _latency_on(device: str, candidate: Candidate) -> float:
+    return candidate.values[f"latency@{device}"]
 
 
 def export_device(job: Job, device: Device, chosen: list[Architecture], random_front: list[Architecture]) -> Facts:
@@ -85,7 +92,11 @@ def export_device(job: Job, device: Device, chosen: list[Architecture], random_f
 def report_run(job: Job) -> Facts:
     """Write `summary.json` and `report.html`."""
     begin = time.perf_counter()
-    front = [front_row(job, candidate) for candidate in read_front(job)]
+    fronts = {
+        name: [front_row(job, name, candidate) for candidate in front]
+        for goal, front in read_fronts(job).items()
+        for name in goal.devices
+    }
     try:
         points = json.loads(job.path("points.json").read_text())
     except (OSError, ValueError) as error:
@@ -93,7 +104,7 @@ def report_run(job: Job) -> Facts:
     pays = {name: what_pays(job.table(device)) for name, device in job.devices.items()}
     rows = {name: [{**asdict(r), "pays": r.pays} for r in of_device] for name, of_device in pays.items()}
     sentences = {name: never_pays(of_device) for name, of_device in pays.items()}
-    summary = summarize(job, front, points, rows, sentences)
+    summary = summarize(job, fronts, points, rows, sentences)
     write_report(summary, job.path("report.html"))
     summary["stages"]["report"] = time.perf_counter() - begin
     summary["wall_s"] = sum(summary["stages"].values())
@@ -101,10 +112,9 @@ def report_run(job: Job) -> Facts:
     return {}
 
 
-def front_row(job: Job, candidate: Candidate) -> Facts:
-    """A point of the front with what it costs on the first device, as the search saw it."""
-    name, predictor = next(iter(job.latency.items()))
-    network = job.space.network(candidate.architecture)
+def front_row(job: Job, name: str, candidate: Candidate) -> Facts:
+    """A point of a device's front with what it costs there, as the search saw it."""
+    predictor, network = job.latency[name], job.space.network(candidate.architecture)
     return {
         "architecture": dict(candidate.architecture),
         "accuracy": candidate.values["accuracy"],

@@ -6,15 +6,15 @@ scales               which weights share a scale, and its rules
 integer, ternary_binary, nonuniform    the formats
 """
 
-from spaces.quantizers import nonuniform, ternary_binary  # noqa: F401  they register their formats
+from spaces.quantizers import integer, nonuniform, ternary_binary  # importing them registers them
 from spaces.quantizers.activations import (
     ACTIVATION_LEVELS,
     SMALLEST_SCALE,
     activation_grid,
     quantize_activation,
+    quantize_by_sample,
     quantize_to_own_range,
 )
-from spaces.quantizers.integer import WEIGHT_LIMIT, quantize_weight, weight_levels, weight_scales
 from spaces.quantizers.weights import (
     WEIGHT_QUANTIZERS,
     EncodedWeight,
@@ -28,18 +28,18 @@ from spaces.quantizers.weights import (
 __all__ = [
     "ACTIVATION_LEVELS",
     "SMALLEST_SCALE",
-    "WEIGHT_LIMIT",
     "WEIGHT_QUANTIZERS",
     "EncodedWeight",
     "QuantizerSettings",
     "WeightQuantizer",
     "activation_grid",
+    "integer",
+    "nonuniform",
     "quantize_activation",
+    "quantize_by_sample",
     "quantize_to_own_range",
-    "quantize_weight",
     "quantizer_of",
     "stored_bytes",
-    "weight_levels",
+    "ternary_binary",
     "weight_quantizer",
-    "weight_scales",
 ]

@@ -1,7 +1,7 @@
-"""8-bit grids for activations, the same arithmetic for torch and for every runtime.
+"""Activations in 8 bits: the same arithmetic for torch and for every runtime.
 
-Activations are unsigned per tensor with a zero point, which is 0 after a ReLU so that the runtime can absorb the ReLU into the
-quantization (otherwise the convolution stays in float). Weights are in the other modules of this package.
+A fixed grid is unsigned, per tensor, with a zero point that is 0 after a ReLU, so that the runtime can absorb the ReLU into the
+quantization (otherwise the convolution stays in float). A grid by the input's own range is what runtimes make in every run.
 """
 
 from __future__ import annotations
@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.nn import functional as F
 
 from spaces.errors import UserError
 
 ACTIVATION_LEVELS = 255
+BLOCK_LIMIT = 127
 SMALLEST_SCALE = 1e-12
 
 
@@ -64,3 +66,25 @@ class _RoundToGrid(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         return (gradient * ctx.saved_tensors[0] if ctx.saved_tensors else gradient), None, None, None
+
+
+def quantize_by_sample(x: torch.Tensor, block: int | None) -> torch.Tensor:
+    """Activation rounded to 8 bits by its own range, as runtimes do in every run with one sample; gradient straight through.
+
+    Args:
+        x: `(n, ...)`.
+        block: `None`: one unsigned grid per sample that covers its range and holds 0 (ONNX DynamicQuantizeLinear); a number:
+            one symmetric grid for so many consecutive features of `(n, features)` (MatMulNBits at accuracy level 4).
+    """
+    if block is None:
+        flat = x.detach().flatten(1)
+        low, high = flat.amin(1).clamp_max(0.0), flat.amax(1).clamp_min(0.0)
+        scale = ((high - low) / ACTIVATION_LEVELS).clamp_min(SMALLEST_SCALE).reshape(-1, *[1] * (x.dim() - 1))
+        zero = (-low.reshape(scale.shape) / scale).round()
+        rounded = ((x.detach() / scale).round() + zero).clamp(0, ACTIVATION_LEVELS).sub(zero).mul(scale)
+    else:
+        features = x.shape[1]
+        blocks = F.pad(x.detach(), (0, -features % block)).reshape(len(x), -1, block)
+        scale = (blocks.abs().amax(dim=2, keepdim=True) / BLOCK_LIMIT).clamp_min(SMALLEST_SCALE)
+        rounded = ((blocks / scale).round() * scale).reshape(len(x), -1)[:, :features]
+    return x + (rounded - x.detach())

@@ -10,16 +10,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
-from spaces.precision import PER_CHANNEL, Precision
+from spaces.precision import Precision
 from spaces.quantizers.activations import SMALLEST_SCALE
 from spaces.quantizers.scales import (
     Scales,
     Shape,
-    block_size,
     group_shape,
     group_sizes,
     grouped,
@@ -39,24 +37,6 @@ ANNEALING_BOUNDARY = 0.005  # distance to a rounding threshold, in steps; OFQ's 
 def last_level(bits: int) -> int:
     """The largest level of the symmetric grid."""
     return int(2 ** (bits - 1)) - 1
-
-
-def weight_scales(weight: torch.Tensor) -> torch.Tensor:
-    """Scale of each output channel, `(out,)`: its largest magnitude lies on the last level of 8 bits."""
-    return maximum_step(grouped(weight.detach().abs(), PER_CHANNEL), WEIGHT_LIMIT).flatten()
-
-
-def quantize_weight(weight: torch.Tensor) -> torch.Tensor:
-    """Weight `(out, ...)` rounded to its grid of 8 bits, gradient straight through. Quantizing twice changes nothing."""
-    steps = weight_scales(weight).unsqueeze(1)
-    return straight_through(weight, _levels(weight.detach(), steps, WEIGHT_LIMIT, 0).mul_(spread(steps, weight.shape, 0)))
-
-
-def weight_levels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Integer levels (int8, shape of `weight`) and scales `(out,)` of a weight `(out, ...)`, as `quantize_weight` rounds."""
-    stored = torch.from_numpy(weight)
-    scales = weight_scales(stored)
-    return _levels(stored, scales.unsqueeze(1), WEIGHT_LIMIT, 0).to(torch.int8).numpy(), scales.numpy()
 
 
 def ruled_step(weight: torch.Tensor, scales: Scales, limit: int, settings: QuantizerSettings) -> torch.Tensor:
@@ -80,17 +60,22 @@ class IntegerWeights(WeightQuantizer):
     of the grid too: they would never come back.
 
     `learned` steps (LSQ, arXiv:1902.08153) are parameters that belong to the largest weight. A step that is not positive (a new
-    one, or one that training drove there) starts at the step that `statistics` gives for the weight at hand, so quantize the
-    largest weight once before the training. LSQ's own start, `2 * mean / sqrt(limit)`, spans 18 standard deviations in 8 bits.
-    Weight decay is not for steps. A block of a smaller kernel takes the step of the block from which its first weight comes.
+    one, or one that training drove there) starts at the step that `statistics` gives for the weight at hand; LSQ's own start,
+    `2 * mean / sqrt(limit)`, spans 18 standard deviations in 8 bits. Weight decay is not for steps. A block of a smaller kernel
+    takes the step of the block from which its first weight comes.
     """
 
     def __init__(self, precision: Precision, shape: Shape, settings: QuantizerSettings) -> None:
         super().__init__(precision, shape, settings)
         self.limit = last_level(precision.weight_bits)
-        self.block = block_size(precision.scales)
         if settings.scale == "learned":
             self.steps = nn.Parameter(torch.zeros(group_shape(shape, precision.scales)))
+
+    @torch.no_grad()
+    def start(self, weight: torch.Tensor) -> None:
+        if self.settings.scale == "learned":
+            self.steps.zero_()
+            self._steps(weight)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         steps = self._steps(weight)
@@ -99,14 +84,14 @@ class IntegerWeights(WeightQuantizer):
         if self.settings.scale == "learned":
             result: torch.Tensor = _LearnedSteps.apply(weight, steps, self.limit, self.precision.scales)  # type: ignore[no-untyped-call]
             return result
-        levels = _levels(weight.detach(), steps, self.limit, self.block)
-        return straight_through(weight, levels.mul_(spread(steps, weight.shape, self.block)))
+        levels = _levels(weight.detach(), steps, self.limit, self.precision.scales)
+        return straight_through(weight, levels.mul_(spread(steps, weight.shape, self.precision.scales)))
 
     def encode(self, weight: torch.Tensor) -> EncodedWeight:
         with torch.no_grad():
             steps = self._steps(weight)
-            codes = _levels(weight, steps, self.limit, self.block).to(torch.int8)
-            return EncodedWeight(codes, steps, None, self.precision.weight_bits, self.block)
+            codes = _levels(weight, steps, self.limit, self.precision.scales).to(torch.int8)
+            return EncodedWeight(codes, steps, None, self.precision.weight_bits, self.precision.scales)
 
     def _steps(self, weight: torch.Tensor) -> torch.Tensor:
         if self.settings.scale != "learned":
@@ -123,34 +108,33 @@ class IntegerWeights(WeightQuantizer):
     def _start(self, weight: torch.Tensor, rows: int, columns: torch.Tensor) -> None:
         mine = self.steps[:rows]
         found = statistical_step(grouped(weight.abs(), self.precision.scales), self.limit)
-        place = columns.expand(rows, -1)
-        start = torch.zeros_like(mine).scatter_reduce_(
-            1, place, found, "amax"
-        )  # several blocks of a small kernel may share one
+        # Several blocks of a smaller kernel may share a step.
+        start = torch.zeros_like(mine).scatter_reduce_(1, columns.expand(rows, -1), found, "amax")
         mine.copy_(torch.where(mine > 0, mine, start))
 
     def _columns(self, shape: Shape) -> torch.Tensor:
         """Which columns of the learned steps a slice uses."""
         columns = torch.arange(group_shape(shape, self.precision.scales)[1])
-        if not self.block or tuple(shape[2:]) == self.shape[2:]:
+        scales = self.precision.scales
+        if not isinstance(scales, int) or tuple(shape[2:]) == self.shape[2:]:
             return columns
         border = (self.shape[2] - shape[2]) // 2
         centre = slice(border, border + shape[2])
         places = torch.arange(math.prod(self.shape[1:])).view(self.shape[1:])[: shape[1], centre, centre]
-        return places.flatten()[:: self.block] // self.block
+        return places.flatten()[::scales] // scales
 
     def _annealed(self, weight: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
         """The weight with the gradients of those cut off that are sure of their level."""
         with torch.no_grad():
-            in_steps = weight * spread(steps.reciprocal(), weight.shape, self.block)
+            in_steps = weight * spread(steps.reciprocal(), weight.shape, self.precision.scales)
             to_threshold = ((in_steps - in_steps.round()).abs() - 0.5).abs()
             unsure = (to_threshold <= ANNEALING_BOUNDARY) & (in_steps.abs() < self.limit)
         return torch.where(unsure, weight, weight.detach())
 
 
-def _levels(weight: torch.Tensor, steps: torch.Tensor, limit: int, block: int) -> torch.Tensor:
+def _levels(weight: torch.Tensor, steps: torch.Tensor, limit: int, scales: Scales) -> torch.Tensor:
     """Levels as floats. The product with the reciprocal is what `torch.fake_quantize_per_channel_affine` computes."""
-    return weight.mul(spread(steps.reciprocal(), weight.shape, block)).round_().clamp_(-limit, limit)
+    return weight.mul(spread(steps.reciprocal(), weight.shape, scales)).round_().clamp_(-limit, limit)
 
 
 class _LearnedSteps(torch.autograd.Function):
@@ -161,12 +145,11 @@ class _LearnedSteps(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, steps: torch.Tensor, limit: int, scales: Scales) -> torch.Tensor:
-        block = block_size(scales)
-        in_steps = weight * spread(steps.reciprocal(), weight.shape, block)
+        in_steps = weight * spread(steps.reciprocal(), weight.shape, scales)
         levels = in_steps.round().clamp_(-limit, limit)
         ctx.save_for_backward(in_steps, levels)
         ctx.limit, ctx.scales = limit, scales
-        return levels * spread(steps, weight.shape, block)
+        return levels * spread(steps, weight.shape, scales)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:

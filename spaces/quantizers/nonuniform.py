@@ -11,7 +11,7 @@ from torch import nn
 from spaces.precision import PER_CHANNEL, Precision
 from spaces.quantizers.activations import SMALLEST_SCALE
 from spaces.quantizers.integer import WEIGHT_LIMIT, last_level, ruled_step
-from spaces.quantizers.scales import Scales, Shape, block_size, grouped, maximum_step, mean_magnitude, spread
+from spaces.quantizers.scales import Scales, Shape, grouped, maximum_step, mean_magnitude, spread
 from spaces.quantizers.straight_through import straight_through
 from spaces.quantizers.weights import EncodedWeight, QuantizerSettings, WeightQuantizer, look_up, weight_quantizer
 
@@ -54,13 +54,12 @@ class PowerWeights(WeightQuantizer):
             a = self.exponent.clamp(*EXPONENT_RANGE)
             relative, scales = self._relative(weight)
             codes = _codes(relative, _curve(relative, a, self.limit), self.limit).to(torch.int8)
-            block = block_size(self.precision.scales)
-            return EncodedWeight(codes, scales, _curve_table(a, self.limit), self.precision.weight_bits, block)
+            return EncodedWeight(codes, scales, _curve_table(a, self.limit), self.precision.weight_bits, self.precision.scales)
 
     def _relative(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The weight in units of its scales, and these, `(rows, columns)`."""
         scales = ruled_step(weight, self.precision.scales, self.limit, self.settings) * self.limit
-        return weight * spread(scales.reciprocal(), weight.shape, block_size(self.precision.scales)), scales
+        return weight * spread(scales.reciprocal(), weight.shape, self.precision.scales), scales
 
 
 def _curve(relative: torch.Tensor, a: torch.Tensor, limit: int) -> torch.Tensor:
@@ -100,7 +99,7 @@ class _OnCurve(torch.autograd.Function):
         curve = _curve(relative, a, limit)
         codes = _codes(relative, curve, limit)
         table = _curve_table(a, limit)
-        each = spread(scales, weight.shape, block_size(groups))
+        each = spread(scales, weight.shape, groups)
         ctx.save_for_backward(a, relative, curve, codes, table, each)
         ctx.limit = limit
         return look_up(table, codes) * each
@@ -135,7 +134,7 @@ class CodebookWeights(WeightQuantizer):
         table = self._table()
         with torch.no_grad():
             codes, scales = self._nearest(weight, table)
-            each = spread(scales, weight.shape, block_size(self.precision.scales))
+            each = spread(scales, weight.shape, self.precision.scales)
         result: torch.Tensor = _LookUp.apply(weight, table, codes, each)  # type: ignore[no-untyped-call]
         return result
 
@@ -143,15 +142,14 @@ class CodebookWeights(WeightQuantizer):
         with torch.no_grad():
             table = self._table()
             codes, scales = self._nearest(weight, table)
-        block = block_size(self.precision.scales)
-        return EncodedWeight(codes.to(torch.int8), scales, table, self.precision.weight_bits, block)
+        return EncodedWeight(codes.to(torch.int8), scales, table, self.precision.weight_bits, self.precision.scales)
 
     def _table(self) -> torch.Tensor:
         return torch.cat([self.values, self.values.new_zeros(1)]).sort().values
 
     def _nearest(self, weight: torch.Tensor, table: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         scales = mean_magnitude(grouped(weight.abs(), self.precision.scales)).clamp_min(SMALLEST_SCALE)
-        each = spread(scales.reciprocal(), weight.shape, block_size(self.precision.scales))
+        each = spread(scales.reciprocal(), weight.shape, self.precision.scales)
         return nearest(weight * each, table), scales
 
 
@@ -202,8 +200,8 @@ class PartialWeights(WeightQuantizer):
             magnitudes = weight.abs()
             rest = weight.numel() - int(self.precision.salient * weight.numel())
             salient = magnitudes > magnitudes.flatten().kthvalue(rest).values  # fewer where magnitudes are equal
-            fine = spread(maximum_step(grouped(magnitudes, PER_CHANNEL), WEIGHT_LIMIT), weight.shape, 0)
-            coarse = spread(mean_magnitude(grouped(magnitudes * ~salient, PER_CHANNEL)), weight.shape, 0)
+            fine = spread(maximum_step(grouped(magnitudes, PER_CHANNEL), WEIGHT_LIMIT), weight.shape, PER_CHANNEL)
+            coarse = spread(mean_magnitude(grouped(magnitudes * ~salient, PER_CHANNEL)), weight.shape, PER_CHANNEL)
             values = torch.where(salient, (weight * fine.reciprocal()).round_() * fine, weight.sign() * coarse)
         return straight_through(weight, values)
 

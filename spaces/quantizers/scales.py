@@ -27,11 +27,6 @@ Shape = tuple[int, ...]
 GAUSSIAN_STEPS = {1: 1.5341, 3: 0.8156, 7: 0.4429}
 
 
-def block_size(scales: Scales) -> int:
-    """Weights in a block, 0 where there are no blocks."""
-    return scales if isinstance(scales, int) else 0
-
-
 def group_shape(shape: Shape, scales: Scales) -> tuple[int, int]:
     """Rows and columns of the scales of a weight `(out, in, ...)`."""
     if isinstance(scales, int):
@@ -42,7 +37,7 @@ def group_shape(shape: Shape, scales: Scales) -> tuple[int, int]:
 def group_sizes(shape: Shape, scales: Scales) -> torch.Tensor:
     """How many weights each group of a row has, `(columns,)`."""
     rows, columns = group_shape(shape, scales)
-    sizes = torch.full((columns,), block_size(scales) or math.prod(shape) // (rows * columns))
+    sizes = torch.full((columns,), scales if isinstance(scales, int) else math.prod(shape) // (rows * columns))
     if isinstance(scales, int):
         sizes[-1] = math.prod(shape[1:]) - (columns - 1) * scales
     return sizes
@@ -58,12 +53,12 @@ def grouped(x: torch.Tensor, scales: Scales) -> torch.Tensor:
     return x.reshape(rows, columns, -1)
 
 
-def spread(per_group: torch.Tensor, shape: Shape, block: int) -> torch.Tensor:
+def spread(per_group: torch.Tensor, shape: Shape, scales: Scales) -> torch.Tensor:
     """Scales `(rows, columns)` in a shape that broadcasts to the weight's."""
     rows, columns = per_group.shape
-    if not block or columns == 1:
+    if not isinstance(scales, int) or columns == 1:
         return per_group.view(rows, columns, *[1] * (len(shape) - 2))
-    each = per_group.unsqueeze(-1).expand(rows, columns, block).reshape(rows, -1)
+    each = per_group.unsqueeze(-1).expand(rows, columns, scales).reshape(rows, -1)
     return each[:, : math.prod(shape[1:])].reshape(rows, *shape[1:])
 
 

@@ -30,7 +30,7 @@ class TernaryWeights(WeightQuantizer):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         codes, scales = _ternary(weight.detach())
-        return straight_through(weight, codes * spread(scales, weight.shape, 0))
+        return straight_through(weight, codes * spread(scales, weight.shape, PER_CHANNEL))
 
     def encode(self, weight: torch.Tensor) -> EncodedWeight:
         codes, scales = _ternary(weight.detach())
@@ -40,7 +40,7 @@ class TernaryWeights(WeightQuantizer):
 def _ternary(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     magnitudes = weight.abs()
     threshold = TERNARY_THRESHOLD * mean_magnitude(grouped(magnitudes, PER_CHANNEL))
-    kept = magnitudes > spread(threshold, weight.shape, 0)
+    kept = magnitudes > spread(threshold, weight.shape, PER_CHANNEL)
     scales = mean_magnitude(grouped(magnitudes * kept, PER_CHANNEL)).clamp_min(SMALLEST_SCALE)
     return weight.sign() * kept, scales
 
@@ -62,7 +62,7 @@ class BinaryWeights(WeightQuantizer):
         with torch.no_grad():
             codes, scales, relative = self._codes(weight)
             slope = self._slope(relative) if weight.requires_grad else None
-            values = codes * spread(scales, weight.shape, 0)
+            values = codes * spread(scales, weight.shape, PER_CHANNEL)
         return straight_through(weight, values, slope)
 
     def encode(self, weight: torch.Tensor) -> EncodedWeight:
@@ -71,7 +71,7 @@ class BinaryWeights(WeightQuantizer):
 
     def _codes(self, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         scales = mean_magnitude(grouped(weight.abs(), PER_CHANNEL)).clamp_min(SMALLEST_SCALE)
-        relative = weight * spread(scales.reciprocal(), weight.shape, 0)
+        relative = weight * spread(scales.reciprocal(), weight.shape, PER_CHANNEL)
         wave = (relative * BIPER_FREQUENCY).sin_() if self.settings.binary == "biper" else weight
         return wave.sign(), scales, relative
 

@@ -22,8 +22,8 @@ import torch
 from torch import nn
 
 from spaces.errors import UserError
-from spaces.precision import Precision
-from spaces.quantizers.scales import Shape, group_shape, spread
+from spaces.precision import PER_CHANNEL, PER_TENSOR, Precision
+from spaces.quantizers.scales import Scales, Shape, group_shape, spread
 
 SCALE_RULES = ("maximum", "percentile", "learned", "statistics")
 BINARY_ESTIMATORS = ("straight_through", "reste", "biper")
@@ -71,22 +71,23 @@ class EncodedWeight:
     Args:
         codes: int8, shape of the weight `(out, in, ...)`. Without a codebook they are signed and symmetric around 0, with one
             they count from 0. Binary codes are -1 and 1, and 0 where a mask took the weight out.
-        scales: float32, `(out or 1, blocks or in or 1)`, in the order of `spaces.quantizers.scales`.
+        scales: float32, `(out or 1, blocks or in or 1)`, in the order of `spaces.quantizers.scales`; `(out, in)` when a weight
+            with a scale per input was multiplied by channel.
         codebook: float32 `(2**bits,)` or None.
         bits: of one code.
-        block: consecutive weights of an output channel that share a scale; 0: there are no blocks.
+        shared: what shares a scale, see `Precision.scales`.
     """
 
     codes: torch.Tensor
     scales: torch.Tensor
     codebook: torch.Tensor | None
     bits: int
-    block: int = 0
+    shared: Scales = PER_CHANNEL
 
     def decode(self) -> torch.Tensor:
         """The weight, float32, to the bit what the quantizer's forward gives."""
         values = self.codes.to(self.scales.dtype) if self.codebook is None else look_up(self.codebook, self.codes.int())
-        return values * spread(self.scales, self.codes.shape, self.block)
+        return values * spread(self.scales, self.codes.shape, self.shared)
 
     def times(self, factor: torch.Tensor) -> EncodedWeight:
         """The weight with each output channel multiplied, as when a batch norm is folded into it.
@@ -98,10 +99,11 @@ class EncodedWeight:
             factor: `(out,)`.
         """
         scales = self.scales * factor.to(self.scales.dtype).view(-1, 1)
+        shared = PER_CHANNEL if self.shared == PER_TENSOR else self.shared
         if self.codebook is not None:
-            return replace(self, scales=scales)
+            return replace(self, scales=scales, shared=shared)
         signs = torch.where(factor < 0, -1, 1).to(torch.int8).view(-1, *[1] * (self.codes.ndim - 1))
-        return replace(self, codes=self.codes * signs, scales=scales.abs())
+        return replace(self, codes=self.codes * signs, scales=scales.abs(), shared=shared)
 
 
 class WeightQuantizer(nn.Module, ABC):
@@ -122,6 +124,9 @@ class WeightQuantizer(nn.Module, ABC):
         self.shape = tuple(shape)
         self.settings = settings
         self.progress = 0.0
+
+    def start(self, weight: torch.Tensor) -> None:
+        """Set what is learned from the largest weight, before the training."""
 
     @abstractmethod
     def forward(self, weight: torch.Tensor) -> torch.Tensor:

@@ -20,7 +20,8 @@ from latency_lut.lowering import LOWERINGS, LayerWeights, applicable
 from latency_lut.network import build_layer, random_weights
 from spaces.errors import UserError
 from spaces.layers import LayerSpec
-from spaces.quantizers import activation_grid
+from spaces.precision import parse_precision
+from spaces.quantizers import EncodedWeight, QuantizerSettings, activation_grid, quantizer_of
 
 BORDER_SCALE = 0.02  # of quantized inputs of `build_layer`, whose zero point is 0
 # Levels above 128 saturate in the integer kernels of processors without VNNI; that is theirs, not ours.
@@ -39,14 +40,14 @@ def one_torch_thread() -> Iterator[None]:
 def specs() -> list[LayerSpec]:
     conv = LayerSpec("conv2d", 9, 6, 7, 6)
     everywhere = [
-        replace(conv, weight_bits=w, input_bits=i, output_bits=o, skip_bits=s, activation=a, sparsity=p, kernel=k)
+        replace(conv, precision=w, input_bits=i, output_bits=o, skip_bits=s, activation=a, sparsity=p, kernel=k)
         for w, i, o, s, a, (p, k) in itertools.product(
-            (8, 32), (8, 32), (8, 32), (0, 8, 32), ("relu", "none"), (("dense", 3), ("group@1/3", 1))
+            ("w8a8", "fp32"), (8, 32), (8, 32), (0, 8, 32), ("relu", "none"), (("dense", 3), ("group@1/3", 1))
         )
     ]
     geometry = [
-        replace(shape, kernel=k, stride=s, weight_bits=b, input_bits=b, output_bits=b)
-        for shape, k, s, b in itertools.product(
+        replace(shape, kernel=k, stride=s, precision=p, input_bits=b, output_bits=b)
+        for shape, k, s, (p, b) in itertools.product(
             (
                 LayerSpec("conv2d", 5, 7, 8, 5),
                 LayerSpec("conv2d", 1, 4, 5, 9),
@@ -59,16 +60,55 @@ def specs() -> list[LayerSpec]:
             ),
             (1, 3, 5, 7),
             (1, 2),
-            (8, 32),
+            (("w8a8", 8), ("fp32", 32)),
         )
     ]
     linear = [
-        LayerSpec("linear", 10, 7, activation=a, weight_bits=w, input_bits=i, output_bits=o)
-        for a, w, i, o in itertools.product(("relu", "none"), (8, 32), (8, 32), (8, 32))
+        LayerSpec("linear", 10, 7, activation=a, precision=w, input_bits=i, output_bits=o)
+        for a, w, i, o in itertools.product(("relu", "none"), ("w8a8", "fp32"), (8, 32), (8, 32))
     ]
     linear.append(LayerSpec("linear", 12, 6, sparsity="group@1/2"))
     pools = [LayerSpec("global_pool", 6, 6, 5, 7, input_bits=i, output_bits=o) for i, o in itertools.product((8, 32), (8, 32))]
-    return list(dict.fromkeys([*everywhere, *geometry, *linear, *pools]))
+    return list(dict.fromkeys([*everywhere, *geometry, *linear, *pools, *formats(), *low_ranks()]))
+
+
+def formats() -> list[LayerSpec]:
+    """Every kind of precision, on a convolution, a sparse one and linear layers."""
+    conv = LayerSpec("conv2d", 12, 6, 7, 6, 3, activation="relu")
+    sparse, linear = replace(conv, kernel=1, sparsity="group@1/2"), LayerSpec("linear", 70, 7)
+    floats = (
+        "w8",
+        "w4",
+        "w3",
+        "w2",
+        "w4@32",
+        "w4@tensor",
+        "w4@inputs",
+        "ternary",
+        "binary",
+        "power4",
+        "codebook3",
+        "partial@1/8",
+    )
+    found = [replace(s, precision=p) for s, p in itertools.product((conv, linear), floats)]
+    zeros = (p for p in floats if parse_precision(p).has_zero)
+    found += [replace(sparse, precision=p) for p in zeros]
+    integers = ("w4a8", "w2a8", "w4a8@tensor", "ternary_a8", "binary_a8")
+    found += [replace(conv, precision=p, input_bits=8, output_bits=8) for p in integers]
+    found += [replace(linear, precision=p, input_bits=8) for p in integers]
+    found += [replace(s, precision="w8d8") for s in (conv, replace(conv, sparsity="2:4"), linear)]
+    found += [replace(linear, precision=p) for p in ("w8@16", "w4@64", "w2@16", "w8d8@32", "w4d8@32", "w4d8@16")]
+    found += [
+        replace(conv, activation="hard_swish", precision=p, input_bits=b, output_bits=b, skip_bits=s)
+        for (p, b), s in itertools.product((("fp32", 32), ("w8a8", 8), ("fp32", 8)), (0, 32))
+    ]
+    return [*found, *(replace(conv, sparsity=s) for s in ("1:4", "block3x2@1/2", "unstructured@1/4"))]
+
+
+def low_ranks() -> list[LayerSpec]:
+    conv, linear = LayerSpec("conv2d", 8, 6, 7, 6, 3, stride=2, activation="relu", rank=3), LayerSpec("linear", 20, 7, rank=2)
+    found = [replace(conv, precision=p, input_bits=b, output_bits=b) for p, b in (("fp32", 32), ("w4", 32), ("w8a8", 8))]
+    return [*found, *(replace(linear, precision=p) for p in ("fp32", "w4", "w8a8"))]
 
 
 SPECS = specs()
@@ -87,20 +127,75 @@ def in_range(x: np.ndarray, limits: tuple[float, float] | None) -> np.ndarray:
     return on_grid(x, float(scale), zero_point)
 
 
+def scales_of(spec: LayerSpec, weight: np.ndarray) -> np.ndarray:
+    encoded = encoding(spec, weight)
+    return np.asarray(encoded.scales.double().reshape(-1).numpy())
+
+
+def encoding(spec: LayerSpec, weight: np.ndarray) -> EncodedWeight:
+    """Quantizers are tested in tests/spaces; here their codes are taken for granted."""
+    quantizer = quantizer_of(spec.arithmetic, weight.shape, QuantizerSettings())
+    assert quantizer is not None
+    encoded = quantizer.encode(torch.from_numpy(weight))
+    assert encoded is not None
+    return encoded
+
+
+def stored(spec: LayerSpec, weight: np.ndarray) -> np.ndarray:
+    """The weight that the precision stores, in double precision."""
+    if spec.arithmetic.float_weights or spec.arithmetic.weights == "partial":
+        return weight.astype(np.float64)
+    return np.asarray(encoding(spec, weight).decode().double().numpy())
+
+
+def own_range(spec: LayerSpec, x: np.ndarray) -> np.ndarray:
+    """The input in 8 bits by its own range: one unsigned grid, or one symmetric grid per block of features."""
+    block = spec.arithmetic.scales
+    if not isinstance(block, int):
+        low, high = min(x.min(), 0.0), max(x.max(), 0.0)
+        return on_grid(x, (high - low) / 255, int(np.rint(-low / ((high - low) / 255))))
+    flat = x.reshape(len(x), -1)
+    y = np.empty_like(flat)
+    for begin in range(0, flat.shape[1], block):
+        part = flat[:, begin : begin + block]
+        step = np.abs(part).max(axis=1, keepdims=True) / 127
+        y[:, begin : begin + block] = np.rint(part / step) * step
+    return y.reshape(x.shape)
+
+
+def low_rank(spec: LayerSpec, weights: LayerWeights, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
+    """Two convolutions, one after the other."""
+    assert weights.factor is not None
+    first = replace(spec, out_channels=spec.rank, rank=0, input_bits=spec.input_bits, skip_bits=0)
+    middle = arithmetic(first, replace(weights, weight=weights.factor, bias=np.zeros(spec.rank, np.float32)), x)
+    input_scale = 1.0
+    if spec.integer:
+        assert weights.factor_range is not None
+        middle = in_range(middle, weights.factor_range)
+        input_scale = float(activation_grid(*weights.factor_range)[0])
+        scales = scales_of(spec, np.asarray(weights.weight))
+        bias = np.rint(bias / (scales * input_scale)) * scales * input_scale
+    y = np.einsum("oi,nihw->nohw", weight.reshape(len(weight), -1), middle) + bias[:, None, None]
+    return np.asarray(y)
+
+
 def arithmetic(spec: LayerSpec, weights: LayerWeights, x: np.ndarray) -> np.ndarray:
     """The layer without skip, activation and output grid; `(batch, channels, height, width)` in double precision."""
     if spec.operator == "global_pool":
         return np.asarray(x.mean(axis=(2, 3), keepdims=True))
     assert weights.weight is not None
     assert weights.bias is not None
-    weight, bias = weights.weight.astype(np.float64), weights.bias.astype(np.float64)
-    if spec.weight_bits == 8:
+    weight, bias = stored(spec, weights.weight), weights.bias.astype(np.float64)
+    if spec.arithmetic.activations == "dynamic":
+        x = own_range(spec, x)
+    if spec.rank:
+        return low_rank(spec, weights, x, weight, bias)
+    if spec.integer:
         input_scale = BORDER_SCALE
         if spec.input_bits == 32:
             assert weights.input_range is not None
             x, input_scale = in_range(x, weights.input_range), float(activation_grid(*weights.input_range)[0])
-        scales = np.abs(weight).reshape(len(weight), -1).max(axis=1) / 127
-        weight = np.rint(weight / (shaped := scales.reshape(-1, *[1] * (weight.ndim - 1)))) * shaped
+        scales = scales_of(spec, weights.weight)
         bias = np.rint(bias / (scales * input_scale)) * scales * input_scale
     weight = weight.reshape(*weight.shape[:2], spec.kernel, spec.kernel)
     x, weight, bias = (np.ascontiguousarray(array, np.float64) for array in (x, weight, bias))
@@ -111,8 +206,12 @@ def arithmetic(spec: LayerSpec, weights: LayerWeights, x: np.ndarray) -> np.ndar
 
 def complete(spec: LayerSpec, weights: LayerWeights, y: np.ndarray, skip: np.ndarray | None) -> np.ndarray:
     """Skip and activation."""
+    if spec.integer and (skip is not None or spec.activation == "hard_swish"):
+        y = in_range(y, weights.sum_range)
     if skip is not None:
-        y = (in_range(y, weights.sum_range) if spec.weight_bits == 8 else y) + skip
+        y = y + skip
+    if spec.activation == "hard_swish":
+        return y * np.clip(y / 6 + 0.5, 0, 1)
     return np.maximum(y, 0) if spec.activation == "relu" else y
 
 
@@ -191,7 +290,7 @@ def check(case: Example, output: np.ndarray) -> None:
         assert (difference > 0).sum() <= few
         return
     difference = np.abs(output - case.expected) / np.abs(case.expected).max()
-    if case.spec.weight_bits == 8 and case.skip is not None:
+    if case.spec.integer and case.skip is not None:
         assert case.weights.sum_range is not None
         step = activation_grid(*case.weights.sum_range)[0] / np.abs(case.expected).max()
         assert difference.max() <= 1.01 * step
@@ -217,16 +316,16 @@ def test_every_lowering_and_every_spec_is_covered() -> None:
 def test_applicable_lists_what_applies() -> None:
     conv = LayerSpec("conv2d", 8, 8, 4, 4, 3)
     assert set(applicable(conv)) == {"fp32"}
-    assert set(applicable(replace(conv, weight_bits=8))) == {"qdq_u8"}
+    assert set(applicable(replace(conv, precision="w8a8"))) == {"qdq_u8"}
     assert set(applicable(replace(conv, sparsity="group@1/2"))) == {"fp32", "gather_groups"}
-    assert set(applicable(replace(conv, sparsity="group@1/2", weight_bits=8))) == {"qdq_u8", "gather_groups_qdq"}
+    assert set(applicable(replace(conv, sparsity="group@1/2", precision="w8a8"))) == {"qdq_u8", "gather_groups_qdq"}
     assert set(applicable(LayerSpec("global_pool", 8, 8, 4, 4))) == {"fp32"}
 
 
-@pytest.mark.parametrize("bits", [8, 32])
+@pytest.mark.parametrize(("precision", "bits"), [("w8a8", 8), ("fp32", 32)])
 @pytest.mark.parametrize("skip_bits", [0, 8])
-def test_all_lowerings_of_a_layer_agree(bits: int, skip_bits: int) -> None:
-    spec = LayerSpec("conv2d", 16, 12, 9, 9, 3, 1, 1, "relu", bits, bits, bits, skip_bits, "group@1/4")
+def test_all_lowerings_of_a_layer_agree(precision: str, bits: int, skip_bits: int) -> None:
+    spec = LayerSpec("conv2d", 16, 12, 9, 9, 3, 1, 1, "relu", precision, bits, bits, skip_bits, "group@1/4")
     case = example(spec)
     outputs = [layer_output(name, case) for name in applicable(spec)]
     assert len(outputs) >= 2
@@ -236,7 +335,7 @@ def test_all_lowerings_of_a_layer_agree(bits: int, skip_bits: int) -> None:
         assert (difference > 1e-4).mean() < 0.01
 
 
-@pytest.mark.parametrize("spec", [SPECS[0], SPECS[-1], LayerSpec("linear", 10, 7, weight_bits=8)], ids=str)
+@pytest.mark.parametrize("spec", [SPECS[0], SPECS[-1], LayerSpec("linear", 10, 7, precision="w8a8")], ids=str)
 def test_batches(spec: LayerSpec) -> None:
     case = example(spec, batch=3)
     check(case, layer_output(applicable(spec)[0], case))
@@ -256,7 +355,7 @@ def test_sparsity_in_a_grouped_convolution(groups: int) -> None:
 def test_a_dead_channel_keeps_its_bias(magnitude: float, operator: str) -> None:
     """Batch norm folded into a channel whose scale has gone to zero leaves tiny weights and a bias that counts."""
     output_bits = 8 if operator == "conv2d" else 32
-    spec = LayerSpec(operator, 8, 4, weight_bits=8, input_bits=8, output_bits=output_bits)
+    spec = LayerSpec(operator, 8, 4, precision="w8a8", input_bits=8, output_bits=output_bits)
     case = example(spec)
     weight, bias = np.array(case.weights.weight), np.array([1.5, -0.5, 0.0, 1.0], np.float32)
     weight[0] = magnitude
@@ -270,10 +369,10 @@ def test_a_dead_channel_keeps_its_bias(magnitude: float, operator: str) -> None:
     assert output[:2] == pytest.approx([1.5, -0.5], abs=0.05)
 
 
-@pytest.mark.parametrize("bits", [8, 32])
-def test_a_linear_layer_with_a_skip_is_refused(bits: int) -> None:
+@pytest.mark.parametrize(("precision", "bits"), [("w8a8", 8), ("fp32", 32)])
+def test_a_linear_layer_with_a_skip_is_refused(precision: str, bits: int) -> None:
     with pytest.raises(ValueError, match="adds no skip"):
-        LayerSpec("linear", 6, 6, weight_bits=bits, input_bits=bits, skip_bits=bits)
+        LayerSpec("linear", 6, 6, precision=precision, input_bits=bits, skip_bits=bits)
 
 
 def test_an_unknown_activation_is_not_left_out_silently() -> None:
@@ -284,7 +383,7 @@ def test_an_unknown_activation_is_not_left_out_silently() -> None:
 # -- errors -------------------------------------------------------------------------------------------------------------------
 
 CONV = LayerSpec("conv2d", 8, 8, 4, 4)
-INTEGER = replace(CONV, weight_bits=8, output_bits=8)
+INTEGER = replace(CONV, precision="w8a8", output_bits=8)
 
 
 @pytest.mark.parametrize(
@@ -335,7 +434,5 @@ def test_ranges_that_are_not_needed_may_be_missing() -> None:
 
 
 def test_group_sparsity_refuses_channels_that_do_not_divide() -> None:
-    spec = LayerSpec("conv2d", 8, 7, 4, 4, sparsity="group@1/2")
-    weights = LayerWeights(np.ones(spec.weight_shape, np.float32), np.ones(7, np.float32))
     with pytest.raises(UserError, match="divisible by 2, got 7"):
-        build_layer(spec, "gather_groups", weights)
+        LayerSpec("conv2d", 8, 7, 4, 4, sparsity="group@1/2")

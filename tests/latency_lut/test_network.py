@@ -33,7 +33,7 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def mobile(precisions: Sequence[int], sparsities: Sequence[str] = ("dense", "group@1/2", "group@1/4")) -> MobileSpace:
+def mobile(precisions: Sequence[str], sparsities: Sequence[str] = ("dense", "group@1/2", "group@1/4")) -> MobileSpace:
     return MobileSpace(
         channels=3,
         classes=7,
@@ -88,14 +88,14 @@ def quantized_output(network: Network, weights: Mapping[str, LayerWeights], x: n
     for node in network.nodes:
         spec, filled, source = node.spec, weights[node.name], values[node.inputs[0]]
         weight, bias = filled.weight, filled.bias
-        if spec.weight_bits == 8:
+        if spec.integer:
             assert weight is not None
             source = source if spec.input_bits == 8 else on_grid(source, filled.input_range)
             scales = np.abs(weight).reshape(len(weight), -1).max(axis=1).reshape(-1, *[1] * (weight.ndim - 1)) / 127
             weight = np.rint(weight / scales) * scales
         y = arithmetic(spec, weight, bias, source)
         if spec.skip_bits:
-            y = (on_grid(y, filled.sum_range) if spec.weight_bits == 8 else y) + values[node.inputs[1]]
+            y = (on_grid(y, filled.sum_range) if spec.integer else y) + values[node.inputs[1]]
         y = np.maximum(y, 0) if spec.activation == "relu" else y
         values[node.name] = on_grid(y, filled.output_range) if spec.output_bits == 8 else y
     return values[network.nodes[-1].name]
@@ -166,7 +166,7 @@ def model_of(network: Network, lowerings: Sequence[str] | None = None) -> bytes:
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("choice", ["fp32", "any"])
 def test_float_networks_equal_the_reference(choice: str, seed: int) -> None:
-    rng, space = np.random.default_rng(seed), mobile([32])
+    rng, space = np.random.default_rng(seed), mobile(["fp32"])
     network = space.network(space.sample_spread(rng))
     x = picture(network.input_shape, rng, batch=2)
     weights = {node.name: random_weights(node.spec, rng) for node in network.nodes}
@@ -178,8 +178,8 @@ def test_float_networks_equal_the_reference(choice: str, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", range(6))
-@pytest.mark.parametrize("precisions", [(8,), (8, 32)])
-def test_quantized_networks_equal_the_reference_with_simulated_grids(precisions: tuple[int, ...], seed: int) -> None:
+@pytest.mark.parametrize("precisions", [("w8a8",), ("w8a8", "fp32")])
+def test_quantized_networks_equal_the_reference_with_simulated_grids(precisions: tuple[str, ...], seed: int) -> None:
     """Single steps add up along a network, so the bound is one of the whole; the float network must be farther away."""
     rng, space = np.random.default_rng(seed), mobile(precisions)
     network = space.network(space.sample(rng))
@@ -195,7 +195,7 @@ def test_quantized_networks_equal_the_reference_with_simulated_grids(precisions:
 
 
 def test_samples_of_a_batch_do_not_meet() -> None:
-    rng, space = np.random.default_rng(0), mobile([8, 32])
+    rng, space = np.random.default_rng(0), mobile(["w8a8", "fp32"])
     network = space.network(space.sample(rng))
     x = picture(network.input_shape, rng, batch=3)
     weights = calibrated(network, x, rng)
@@ -206,10 +206,10 @@ def test_samples_of_a_batch_do_not_meet() -> None:
 
 def test_a_sum_with_the_input_and_a_tensor_that_is_read_twice() -> None:
     net = NetworkBuilder(4, 6, 6)
-    net.add("one", "conv2d", INPUT, 4, weight_bits=8, skip=INPUT, activation="relu")
-    net.add("two", "conv2d", "one", 4, kernel=3, weight_bits=8)
+    net.add("one", "conv2d", INPUT, 4, precision="w8a8", skip=INPUT, activation="relu")
+    net.add("two", "conv2d", "one", 4, kernel=3, precision="w8a8")
     net.add("three", "conv2d", "one", 4, kernel=3, skip="two")
-    net.add("four", "conv2d", "three", 4, weight_bits=8, skip="one")
+    net.add("four", "conv2d", "three", 4, precision="w8a8", skip="one")
     net.add("five", "conv2d", "four", 3)
     network, rng = net.build(), np.random.default_rng(0)
     x = picture(network.input_shape, rng, batch=2)
@@ -226,7 +226,7 @@ def expected_operators(network: Network) -> Counter[str]:
     """Kernels that the specifications promise."""
     counts: Counter[str] = Counter()
     for spec in network.layers:
-        integer = spec.weight_bits == 8
+        integer = spec.integer
         if spec.operator == "conv2d":
             counts["QLinearConv" if integer else "float convolution"] += 1
         elif spec.operator == "linear":
@@ -246,18 +246,18 @@ def found_operators(graph: onnx.GraphProto) -> Counter[str]:
 
 @pytest.mark.parametrize("seed", range(8))
 def test_every_layer_runs_at_the_precision_that_the_architecture_says(seed: int, tmp_path: Path) -> None:
-    rng, space = np.random.default_rng(seed), mobile([8, 32])
+    rng, space = np.random.default_rng(seed), mobile(["w8a8", "fp32"])
     network = space.network(space.sample(rng))
     graph = optimized_graph(model_of(network, any_lowerings(network, rng)), network.input_shape, tmp_path)
     assert found_operators(graph) == expected_operators(network)
-    integer = {node.name for node in network.nodes if node.spec.weight_bits == 8 and node.spec.operator == "conv2d"}
+    integer = {node.name for node in network.nodes if node.spec.integer and node.spec.operator == "conv2d"}
     assert {node.name.split("/")[0] for node in graph.node if node.op_type == "QLinearConv"} == integer
     assert not {"Relu", "LeakyRelu", "Clip"} & set(operators(graph)), "an activation was not absorbed"
 
 
 @pytest.mark.parametrize("sparsities", [("dense",), ("group@1/2",)])
 def test_an_integer_network_is_integer_from_end_to_end(sparsities: Sequence[str], tmp_path: Path) -> None:
-    space = mobile([8], sparsities)
+    space = mobile(["w8a8"], sparsities)
     network = space.network(space.largest())
     lowerings = [applicable(node.spec)[-1] for node in network.nodes]
     found = operators(optimized_graph(model_of(network, lowerings), network.input_shape, tmp_path))
@@ -276,14 +276,14 @@ def test_an_integer_network_is_integer_from_end_to_end(sparsities: Sequence[str]
 def sandwich(operator: str, activation: str, depthwise: bool, sparsity: str) -> Network:
     """Integer, float, integer: the float layer lies between two quantized tensors."""
     net = NetworkBuilder(8, 1, 1) if operator == "linear" else NetworkBuilder(8, 6, 6)
-    net.add("before", operator, INPUT, 8, weight_bits=8, activation="relu")
+    net.add("before", operator, INPUT, 8, precision="w8a8", activation="relu")
     kernel = 3 if operator == "conv2d" else 1
     net.add("middle", operator, "before", 8, kernel=kernel, activation=activation, depthwise=depthwise, sparsity=sparsity)
-    net.add("after", operator, "middle", 8, weight_bits=8, activation="relu")
-    net.add("output", operator, "after", 8, weight_bits=8)
+    net.add("after", operator, "middle", 8, precision="w8a8", activation="relu")
+    net.add("output", operator, "after", 8, precision="w8a8")
     network = net.build()
     middle = network.nodes[1].spec
-    assert (middle.input_bits, middle.weight_bits, middle.output_bits) == (8, 32, 8)
+    assert (middle.input_bits, middle.precision, middle.output_bits) == (8, "fp32", 8)
     return network
 
 
@@ -351,11 +351,11 @@ def test_a_chain_of_dense_integer_convolutions_is_transposed_at_its_ends_only(tm
             stride=stride,
             depthwise=depthwise,
             activation="relu",
-            weight_bits=8,
+            precision="w8a8",
         )
-    x = net.add("sum", "conv2d", x, 16, weight_bits=8, skip="conv2")
-    x = net.add("again", "conv2d", x, 16, weight_bits=8, activation="relu")
-    net.add("classifier", "linear", net.add("pool", "global_pool", x), 5, weight_bits=8)
+    x = net.add("sum", "conv2d", x, 16, precision="w8a8", skip="conv2")
+    x = net.add("again", "conv2d", x, 16, precision="w8a8", activation="relu")
+    net.add("classifier", "linear", net.add("pool", "global_pool", x), 5, precision="w8a8")
     network = net.build()
     graph = optimized_graph(model_of(network), network.input_shape, tmp_path)
     kinds = [node.op_type for node in graph.node]
@@ -369,7 +369,9 @@ def test_a_chain_of_dense_integer_convolutions_is_transposed_at_its_ends_only(tm
 @pytest.mark.parametrize("depthwise", [False, True])
 def test_an_integer_layer_alone_has_no_transpose_left(depthwise: bool, kernel: int, tmp_path: Path) -> None:
     """What `build_layer` times is the layer, not the transpositions of its surroundings."""
-    spec = LayerSpec("conv2d", 8, 8, 6, 6, kernel, 1, 8 if depthwise else 1, "relu", weight_bits=8, input_bits=8, output_bits=8)
+    spec = LayerSpec(
+        "conv2d", 8, 8, 6, 6, kernel, 1, 8 if depthwise else 1, "relu", precision="w8a8", input_bits=8, output_bits=8
+    )
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
@@ -382,7 +384,7 @@ def test_an_integer_layer_alone_has_no_transpose_left(depthwise: bool, kernel: i
 
 
 def test_inputs_outputs_and_metadata() -> None:
-    space = mobile([8, 32])
+    space = mobile(["w8a8", "fp32"])
     network = space.network(space.smallest())
     rng = np.random.default_rng(0)
     weights = {node.name: random_weights(node.spec, rng) for node in network.nodes}
@@ -395,22 +397,22 @@ def test_inputs_outputs_and_metadata() -> None:
     assert scopes == {node.name for node in network.nodes}
 
 
-@pytest.mark.parametrize("precisions", [(8,), (32,)])
-def test_the_model_is_valid_onnx(precisions: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("precisions", [("w8a8",), ("fp32",)])
+def test_the_model_is_valid_onnx(precisions: tuple[str, ...]) -> None:
     """Stricter than onnxruntime: other tools want the type and shape of the output too."""
     space = mobile(precisions)
     onnx.checker.check_model(onnx.load_from_string(model_of(space.network(space.smallest()))), full_check=True)
 
 
 def test_the_same_network_is_the_same_bytes() -> None:
-    space = mobile([8, 32])
+    space = mobile(["w8a8", "fp32"])
     network = space.network(space.largest())
     assert model_of(network) == model_of(network)
 
 
 @pytest.mark.parametrize("change", [-1, 1])
 def test_another_number_of_lowerings_is_refused(change: int) -> None:
-    space = mobile([32])
+    space = mobile(["fp32"])
     network = space.network(space.smallest())
     lowerings = ["fp32"] * (len(network.nodes) + change)
     with pytest.raises(ValueError, match=f"{len(lowerings)} lowerings for {len(network.nodes)} layers"):
@@ -418,14 +420,14 @@ def test_another_number_of_lowerings_is_refused(change: int) -> None:
 
 
 def test_a_lowering_that_does_not_apply_is_refused() -> None:
-    space = mobile([32])
+    space = mobile(["fp32"])
     network = space.network(space.smallest())
     with pytest.raises(ValueError, match=r"qdq_u8.*allowed are fp32"):
         model_of(network, ["qdq_u8", *first_lowerings(network)[1:]])
 
 
 def test_an_uncalibrated_network_is_refused() -> None:
-    space = mobile([8])
+    space = mobile(["w8a8"])
     network = space.network(space.smallest())
     rng = np.random.default_rng(0)
     weights = {node.name: replace(random_weights(node.spec, rng), output_range=None) for node in network.nodes}

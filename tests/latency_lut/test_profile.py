@@ -13,7 +13,7 @@ from spaces.mobile import MobileSpace
 
 DEVICE = Device("x86")
 STAGES = [{"widths": [8, 16], "depths": [1], "stride": 2}]
-SPACE = MobileSpace(1, 4, [8], [8], STAGES, [2], [3, 5], [16], [8, 32], ["dense", "group@1/2"])
+SPACE = MobileSpace(1, 4, [8], [8], STAGES, [2], [3, 5], [16], ["w8a8", "fp32"], ["dense", "group@1/2"])
 QUICK = {"rounds": 3, "visit_s": 0.00005}
 
 
@@ -116,7 +116,7 @@ def test_a_table_of_another_space_is_kept(tmp_path):
     path = tmp_path / "x86.parquet"
     profile(SPACE, DEVICE, path, max_pairs=12, networks=0, **QUICK)
     content = path.read_bytes()
-    other = MobileSpace(1, 5, [8], [8], STAGES, [2], [3, 5], [16], [8, 32], ["dense"])
+    other = MobileSpace(1, 5, [8], [8], STAGES, [2], [3, 5], [16], ["w8a8", "fp32"], ["dense"])
     with pytest.raises(UserError, match="of space mobile"):
         profile(other, DEVICE, path, max_pairs=12, networks=0, **QUICK)
     assert path.read_bytes() == content

@@ -17,7 +17,7 @@ from spaces.mobile import MobileSpace
 DEVICE = Device("x86")
 SMALL = LayerSpec("conv2d", 8, 8, 8, 8, 3)
 LARGE = LayerSpec("conv2d", 64, 64, 24, 24, 3)
-INTEGER = LayerSpec("conv2d", 16, 16, 8, 8, 3, activation="relu", weight_bits=8, input_bits=8, output_bits=8)
+INTEGER = LayerSpec("conv2d", 16, 16, 8, 8, 3, activation="relu", precision="w8a8", input_bits=8, output_bits=8)
 
 
 def layer(spec, lowering="fp32"):
@@ -136,7 +136,7 @@ def test_summary_is_a_median_with_its_standard_error():
 
 CONVERSIONS = {"ReorderInput", "ReorderOutput", "Transpose"}
 STAGES = [{"widths": [16, 24], "depths": [2], "stride": 2}, {"widths": [32, 40], "depths": [2], "stride": 1}]
-SPACE = MobileSpace(1, 10, [12], [8, 16], STAGES, [2, 4], [3, 5], [64], [8, 32], ["dense", "group@1/2", "group@1/4"])
+SPACE = MobileSpace(1, 10, [12], [8, 16], STAGES, [2, 4], [3, 5], [64], ["w8a8", "fp32"], ["dense", "group@1/2", "group@1/4"])
 
 
 def networks(count):
@@ -150,13 +150,13 @@ def test_borders_are_the_conversions_of_a_layer_alone():
     pairs = {pair for network, names in networks(12) for pair in zip(network.layers, names, strict=True)}
     agree = []
     for spec, name in pairs:
-        if spec.skip_bits == 32 or (spec.weight_bits == 8 and spec.input_bits == 32):
+        if spec.skip_bits == 32 or (spec.integer and spec.input_bits == 32):
             continue  # these convert inside, in a network as alone
         borders = runtime.borders(spec, name, DEVICE.describe())
         operators = runtime.optimized_operators(layer(spec, name), DEVICE)
         # Conversions inside the layer, which it pays in a network as well: before a skip of bytes is added, after a gather of
         # bytes, and between a float kernel's blocks and the bytes that come in or go out.
-        integer, quantizes = spec.weight_bits == 8, spec.operator == "conv2d"
+        integer, quantizes = spec.integer, spec.operator == "conv2d"
         inside = not integer and spec.skip_bits == 8 and spec.output_bits == 32 and "gather" not in name
         inside += integer and "gather" in name
         inside += not integer and quantizes and spec.output_bits == 8 and "ReorderOutput" in operators

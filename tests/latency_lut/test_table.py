@@ -20,7 +20,7 @@ DEVICE = Device("x86")
 def small_space(**changes):
     stages = [{"widths": [8, 16], "depths": [1, 2], "stride": 2}]
     values = {"channels": 1, "classes": 4, "resolutions": [8], "stem": [8], "stages": stages, "expansions": [2], "kernels": [3]}
-    values |= {"head": [16], "precisions": [8, 32], "sparsities": ["dense", "group@1/2"]}
+    values |= {"head": [16], "precisions": ["w8a8", "fp32"], "sparsities": ["dense", "group@1/2"]}
     return MobileSpace(**(values | changes))
 
 
@@ -61,7 +61,7 @@ def test_the_fingerprint_changes_with_a_measurement(table):
 
 
 def test_a_dense_lowering_is_measured_once_for_all_sparsities():
-    specs = {s for s in SPACE.layers(SPACE.smallest()) if s.sparsity != "dense" and s.weight_bits == 8}
+    specs = {s for s in SPACE.layers(SPACE.smallest()) if s.sparsity != "dense" and s.integer}
     spec = specs.pop()
     dense = replace(spec, sparsity="dense")
     assert pair_key(spec, "qdq_u8") == (dense, "qdq_u8")

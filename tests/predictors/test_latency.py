@@ -19,7 +19,7 @@ from spaces.mobile import MobileSpace
 
 STAGES = [{"widths": [16, 24], "depths": [1, 2], "stride": 1}, {"widths": [32, 48], "depths": [1, 2], "stride": 2}]
 SPARSITIES = ["dense", "group@1/2", "group@1/4"]
-SPACE = MobileSpace(1, 10, [12, 16], [8, 16], STAGES, [2, 3], [3, 5], [64], [8, 32], SPARSITIES)
+SPACE = MobileSpace(1, 10, [12, 16], [8, 16], STAGES, [2, 3], [3, 5], [64], ["w8a8", "fp32"], SPARSITIES)
 DEVICE = Device("x86")
 START_US, CONVERSION_US, SHARE_IN_NETWORK = 5.0, 1.5, 0.95
 
@@ -27,7 +27,7 @@ START_US, CONVERSION_US, SHARE_IN_NETWORK = 5.0, 1.5, 0.95
 def core_us(spec, lowering):
     """A plausible kernel: arithmetic (integers faster, depthwise slower) and memory traffic."""
     dense = spec.macs if "gather" in lowering else replace(spec, sparsity="dense").macs
-    rate = (12e3 if spec.weight_bits == 8 else 4e3) * (0.2 if spec.depthwise else 1.0)
+    rate = (12e3 if spec.integer else 4e3) * (0.2 if spec.depthwise else 1.0)
     gather = spec.input_elements / 8e3 if "gather" in lowering else 0.0
     return 2.0 + dense / rate + (spec.input_elements + spec.output_elements) / 10e3 + gather
 

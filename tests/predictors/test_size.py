@@ -28,7 +28,7 @@ DEFAULT = MobileSpace(
     expansions=[1, 2, 4],
     kernels=[3, 5, 7],
     head=[96, 128],
-    precisions=[8, 32],
+    precisions=["w8a8", "fp32"],
     sparsities=["dense", "group@1/2", "group@1/4"],
 )
 

@@ -13,7 +13,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from search.candidates import Candidate, Values, archive, distributions_of, propose
+from search.candidates import Candidate, FinishedStudy, Values, archive, distributions_of, propose
 from search.objectives import Constraint, Objective, parse_constraint, parse_objectives
 from spaces.choice import Architecture
 from spaces.mobile import MobileSpace
@@ -156,7 +156,7 @@ def test_the_archive_opens_in_optuna(small_space: MobileSpace, predict: Predict,
     candidates = ask(small_space, predict, RandomSampler(seed=0), 40, [SMALL_ENOUGH])
     path = tmp_path / "study.log"
     for _ in range(2):  # the second replaces the first
-        archive(path, "the run", small_space, [(c, {"round": 1}) for c in candidates], OBJECTIVES)
+        archive(path, small_space, {"the run": FinishedStudy([(c, {"round": 1}) for c in candidates], OBJECTIVES)})
     assert [p.name for p in tmp_path.iterdir()] == ["study.log"]
     study = optuna.load_study(storage=JournalStorage(JournalFileBackend(str(path))), study_name="the run")
     assert [d.name for d in study.directions] == ["MAXIMIZE", "MINIMIZE"]
@@ -171,13 +171,27 @@ def test_the_archive_opens_in_optuna(small_space: MobileSpace, predict: Predict,
         assert all(trial.distributions[n] == distributions_of(small_space)[n] for n in trial.params)
 
 
+def test_the_archive_holds_several_studies(small_space: MobileSpace, predict: Predict, tmp_path: Path) -> None:
+    candidates, macs = ask(small_space, predict, RandomSampler(seed=0), 12), parse_objectives(["macs"], ["x86"])
+    studies = {
+        "run-x86": FinishedStudy([(c, {}) for c in candidates], OBJECTIVES),
+        "run-two": FinishedStudy([(c, {}) for c in candidates[:5]], macs),
+    }
+    archive(tmp_path / "study.log", small_space, studies)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "study.log")))
+    assert [(s.study_name, s.n_trials) for s in optuna.get_all_study_summaries(storage)] == [("run-x86", 12), ("run-two", 5)]
+    two = optuna.load_study(storage=storage, study_name="run-two")
+    assert two.metric_names == ["macs"]
+    assert [t.values for t in two.trials] == [[c.values["macs"]] for c in candidates[:5]]
+
+
 def test_the_archive_knows_what_is_feasible(small_space: MobileSpace, predict: Predict, tmp_path: Path) -> None:
     """Whoever opens the study asks it for its best trials; those must respect the constraints."""
     candidates = ask(small_space, predict, RandomSampler(seed=0), 60, [SMALL_ENOUGH])
     infeasible = {c.architecture for c in candidates if not c.feasible}
     assert 0 < len(infeasible) < 60
     path = tmp_path / "study.log"
-    archive(path, "run", small_space, [(c, {}) for c in candidates], OBJECTIVES)
+    archive(path, small_space, {"run": FinishedStudy([(c, {}) for c in candidates], OBJECTIVES)})
     study = optuna.load_study(storage=JournalStorage(JournalFileBackend(str(path))), study_name="run")
     assert study.best_trials
     assert not {small_space.architecture(t.params) for t in study.best_trials} & infeasible

@@ -5,6 +5,7 @@ Most calls run in forks of a process that has imported everything (see `fork_ser
 
 from __future__ import annotations
 
+import csv
 import io
 import json
 import os
@@ -16,9 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import optuna
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,11 +66,13 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("stages=[party]", ["'party'", "space, tables, supernet, predictors, study, export, report"]),
         ("stages=[]", ["stages is empty"]),
         ("objectives=[speed]", ["'speed'", "latency@x86"]),
-        ("objectives=[accuracy,latency@phone]", ["'phone'", "latency@x86"]),
+        ("objectives=[accuracy,latency@phone]", ["'phone'", "latency, latency@x86"]),
+        ("objectives=[latency,latency@x86]", ["each once"]),
         ("objectives=[5]", ["5"]),
         ('constraints=["latency@x86<=2kg"]', ["'kg'", "us, ms, s"]),
         ("supernet.epochs=0", ["supernet.epochs is 0"]),
         ("study.candidates=many", ["'many'"]),
+        ("study.leave_out_what_does_not_pay=5", ["leave_out_what_does_not_pay is 5", "true and false"]),
         ("data=custom", ["data.module._target_"]),
         ("data=nowhere", ["data/nowhere"]),
         ("space.stem=[0]", ["stem"]),
@@ -299,6 +305,25 @@ def test_winners_are_each_another_network(call: Call, copy: Path, tmp_path: Path
     assert len({json.dumps(card["architecture"], sort_keys=True) for card in cards}) == 8
 
 
+def test_what_was_left_out_is_told_or_nothing_is_left_out(call: Call, copy: Path, tmp_path: Path) -> None:
+    def left_out() -> Any:
+        return json.loads((copy / "summary.json").read_text())["study"]["left_out"]
+
+    told = left_out()
+    assert told["devices"] == ["x86"]
+    assert 0 <= told["options"] < told["of"]
+    assert (told["options"] > 0) == (told["what"] != [])
+    ended = call(tmp_path, "run=run", "study.leave_out_what_does_not_pay=false")
+    assert ended.status == 0, ended.err
+    assert left_out()["options"] == 0
+    assert "left out" not in ended.out
+    ended = call(tmp_path, "run=run", "study.leave_out_what_does_not_pay=true", "stages=[study]")
+    assert ended.status == 0, ended.err
+    assert (f"{told['options']} of {told['of']} options left out" in ended.out) == (told["options"] > 0)
+    for sentence in told["what"]:
+        assert sentence in " ".join(ended.out.split())
+
+
 def test_nothing_feasible_is_told(call: Call, copy: Path, tmp_path: Path) -> None:
     ended = call(tmp_path, "run=run", 'constraints=["latency@x86<=1us"]')
     assert ended.status == 0, ended.err
@@ -345,6 +370,118 @@ def test_a_sweep_makes_a_run_for_each_and_mistakes_do_not_stop_it(call: Call, tm
     assert len(list((tmp_path / "runs").iterdir())) == 4
 
 
+# -- several devices ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def both(both_finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished run on two devices, called `run` in an empty folder."""
+    shutil.copytree(both_finished, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def front_of(run: Path) -> list[dict[str, str]]:
+    with (run / "front.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_one_supernet_gives_each_device_its_own_front_and_winners(both_finished: Path) -> None:
+    run, rows = both_finished, front_of(both_finished)
+    assert list(rows[0]) == ["device", "accuracy", "latency@x86", "latency@two", "architecture"]
+    assert list(dict.fromkeys(row["device"] for row in rows)) == ["x86", "two"]
+    for device in ("x86", "two"):
+        front = [row for row in rows if row["device"] == device]
+        costs = [float(row[f"latency@{device}"]) for row in front]
+        accuracies = [float(row["accuracy"]) for row in front]
+        assert costs == sorted(set(costs))
+        assert accuracies == sorted(set(accuracies))  # not dominated: whoever is slower is more accurate
+        cards = [json.loads(path.read_text()) for path in sorted((run / "winners" / device).rglob("card.json"))]
+        assert len(cards) == 2
+        assert cards[0]["device"]["batch"] == {"x86": 1, "two": 2}[device]
+        fastest_first = [card["predicted_us"] for card in cards]
+        assert fastest_first == sorted(fastest_first)
+        if len(front) >= 2:
+            chosen = {json.dumps(card["architecture"], sort_keys=True) for card in cards}
+            assert chosen <= {json.dumps(json.loads(row["architecture"]), sort_keys=True) for row in front}
+    sources = list(dict.fromkeys(pq.read_table(run / "evaluations.parquet")["source"].to_pylist()))
+    assert sources == ["initial", *(f"{device} round {n}" for device in ("x86", "two") for n in (1, 2)), "random"]
+    studies = optuna.get_all_study_summaries(JournalStorage(JournalFileBackend(str(run / "study.log"))))
+    assert [study.study_name for study in studies] == ["run-x86", "run-two"]
+    assert set(json.loads((run / "points.json").read_text())) == {"x86", "two"}
+
+
+def test_the_summary_tells_of_every_device_and_first_of_the_first(both_finished: Path, finished: Path) -> None:
+    summary, one = (json.loads((run / "summary.json").read_text()) for run in (both_finished, finished))
+    assert set(summary) == set(one)
+    assert one["devices"] == {}
+    assert one["study"]["objectives"][1]["name"] == "latency@x86"
+    assert one["study"]["hypervolume_after"] == ["initial", "round 1", "round 2"]
+    assert list(front_of(finished)[0]) == ["device", "accuracy", "latency@x86", "architecture"]
+    assert list(summary["devices"]) == ["x86", "two"]
+    for name, device in summary["devices"].items():
+        assert device["table"]["device"]["name"] == name
+        assert [o["name"] for o in device["study"]["objectives"]] == ["accuracy", f"latency@{name}"]
+        assert [w["path"] for w in device["winners"]] == [f"winners/{name}/{rank}/model.onnx" for rank in (1, 2)]
+        assert len(device["front"]) == sum(row["device"] == name for row in front_of(both_finished))
+        predicted = [row["predicted_us"] for row in device["front"]]
+        assert predicted == [float(r[f"latency@{name}"]) for r in front_of(both_finished) if r["device"] == name]
+    for part in ("table", "latency_model", "study", "front", "winners", "baselines", "beats", "pays", "does_not_pay"):
+        assert summary[part] == summary["devices"]["x86"][part]
+
+
+def test_the_console_and_the_page_tell_of_every_device(both_finished: Path) -> None:
+    said = (both_finished.parent / "run.out").read_text()
+    for words in ("x86: 80 candidates", "two: 80 candidates", "Front of run on x86", "Front of run on two", "two: 2 winners"):
+        assert words in said
+    page = (both_finished / "report.html").read_text()
+    for words in ("Where each device's winners differ", 'id="device-2"', 'href="winners/two/1/model.onnx"'):
+        assert words in page
+
+
+def test_a_device_that_is_added_costs_no_training_and_no_evaluation(
+    call: Call, copy: Path, tmp_path: Path, both_tables: Path, second_device: str
+) -> None:
+    before = pq.read_table(copy / "evaluations.parquet").to_pylist()
+    more = (second_device, f"profile.tables={both_tables}", "stages=[tables,supernet,predictors,study]")
+    ended = call(tmp_path, "run=run", *more)
+    assert (ended.status, ended.err) == (0, "")
+    assert "supernet: done before" in ended.out
+    assert "study: done before" not in ended.out
+    after = pq.read_table(copy / "evaluations.parquet").to_pylist()
+    assert after[: len(before)] == before
+    assert {row["source"] for row in after[len(before) :]} <= {"two round 1", "two round 2", "random"}
+    assert {row["device"] for row in front_of(copy)} == {"x86", "two"}
+    ended = call(tmp_path, "run=run", 'constraints=["latency<=1us"]', "stages=[study]")  # the device is remembered
+    assert (ended.status, ended.err) == (0, "")
+    told = ended.out.replace("\n", " ")
+    for device in ("x86", "two"):
+        assert f"{device}: nothing is feasible: latency@{device}<=1us binds" in told
+    assert front_of(copy) == []
+
+
+def test_a_study_is_done_again_when_it_looks_for_something_else(call: Call, copy: Path, tmp_path: Path) -> None:
+    same = call(tmp_path, "run=run", "objectives=[accuracy,latency@x86]", "stages=[study]")  # what latency means there
+    assert "study: done before" in same.out
+    other = call(tmp_path, "run=run", "objectives=[accuracy,size]", "stages=[study]")
+    assert (other.status, other.err) == (0, "")
+    assert "study: done before" not in other.out
+    assert list(front_of(copy)[0]) == ["device", "accuracy", "size", "latency@x86", "architecture"]
+
+
+def test_when_every_latency_names_its_device_one_front_serves_all(call: Call, both: Path, tmp_path: Path) -> None:
+    arguments = ("objectives=[accuracy,latency@x86,latency@two]", "export.winners=1", "export.random_winners=1")
+    ended = call(tmp_path, "run=run", *arguments)
+    assert (ended.status, ended.err) == (0, "")
+    assert {row["device"] for row in front_of(both)} == {"x86+two"}
+    x86, two = (json.loads((both / f"winners/{name}/1/card.json").read_text()) for name in ("x86", "two"))
+    assert x86["architecture"] == two["architecture"]
+    summary = json.loads((both / "summary.json").read_text())
+    assert len(summary["devices"]["x86"]["front"]) == len(summary["devices"]["two"]["front"])
+    assert summary["devices"]["x86"]["front"] != summary["devices"]["two"]["front"]  # each with its own latency
+    studies = optuna.get_all_study_summaries(JournalStorage(JournalFileBackend(str(both / "study.log"))))
+    assert [study.study_name for study in studies] == ["run"]
+
+
 # -- as a program -------------------------------------------------------------------------------------------------------------
 
 
@@ -358,7 +495,7 @@ def test_help_explains(tmp_path: Path) -> None:
     done = program(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
-        *("accuracy, latency@DEVICE, size, memory, macs, parameters", "us ms s", "python -m search stages=[space]"),
+        *("accuracy, latency, latency@DEVICE, size, memory, macs, parameters", "us ms s", "python -m search stages=[space]"),
         *("run=runs/NAME stages=[export]", "-m seed=0,1,2", "study: nsga2, random, tpe", "candidates: 5000"),
     ):
         assert words in done.stdout

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.objectives import UNITS, hypervolume, parse_constraint, parse_objective, parse_objectives
+from search.objectives import UNITS, goals_of, hypervolume, parse_constraint, parse_objective, parse_objectives
 from spaces.errors import UserError
 
 DEVICES = ["x86", "pi-5"]
@@ -36,8 +36,8 @@ def test_objectives_know_their_unit_direction_and_source() -> None:
     ("texts", "words"),
     [
         (["speed"], ["'speed'", "accuracy", "latency@x86|pi-5", "memory"]),
-        (["latency"], ["latency@x86|pi-5"]),
-        (["latency@"], ["latency@x86|pi-5"]),
+        (["latency", "latency@pi-5"], ["each once"]),  # on the pi-5 they are one
+        (["latency@"], ["latency, latency@x86|pi-5"]),
         (["latency@phone"], ["'phone'", "x86|pi-5", "device=[...]"]),
         (["accuracy@x86"], ["'accuracy@x86'"]),
         (["Accuracy"], ["'Accuracy'"]),
@@ -108,6 +108,43 @@ def test_constraints(text: str, name: str, upper: bool, bound: float) -> None:
 def test_wrong_constraints_take_one_line(text: str, words: list[str]) -> None:
     message = one_line(parse_constraint, text, DEVICES)
     assert all(word in message for word in words), message
+
+
+def test_without_a_device_a_latency_is_that_of_each_device() -> None:
+    objectives = parse_objectives(["accuracy", "latency"], DEVICES)
+    constraints = [parse_constraint(text, DEVICES) for text in ("latency <= 2ms", "latency@x86<=9ms", "size<=20kB")]
+    assert [o.is_open for o in objectives] == [False, True]
+    x86, pi = goals_of(objectives, constraints, DEVICES)
+    assert (x86.name, x86.devices) == ("x86", ("x86",))
+    assert (pi.name, pi.devices) == ("pi-5", ("pi-5",))
+    assert [o.name for o in pi.objectives] == ["accuracy", "latency@pi-5"]
+    assert [c.text for c in pi.constraints] == ["latency@pi-5 <= 2ms", "latency@x86<=9ms", "size<=20kB"]
+    assert [c.bound for c in pi.constraints] == [2e3, 9e3, 20e3]
+    assert [c.objective.device for c in pi.constraints] == ["pi-5", "x86", None]
+    assert {o.name for o in pi.values} == {"accuracy", "latency@pi-5", "latency@x86", "size"}
+    assert [c.text for c in x86.constraints] == ["latency@x86 <= 2ms", "latency@x86<=9ms", "size<=20kB"]
+
+
+def test_an_open_constraint_alone_makes_a_study_per_device() -> None:
+    goals = goals_of(parse_objectives(["accuracy", "size"], DEVICES), [parse_constraint("latency<=2ms", DEVICES)], DEVICES)
+    assert [[c.text for c in goal.constraints] for goal in goals] == [["latency@x86<=2ms"], ["latency@pi-5<=2ms"]]
+
+
+@pytest.mark.parametrize(
+    "names", [["accuracy", "latency@x86"], ["accuracy", "latency@x86", "latency@pi-5"], ["accuracy", "size"]]
+)
+def test_when_nothing_is_open_one_front_serves_all_devices(names: list[str]) -> None:
+    (goal,) = goals_of(parse_objectives(names, DEVICES), [], DEVICES)
+    assert (goal.name, goal.devices) == ("x86+pi-5", ("x86", "pi-5"))
+    assert [o.name for o in goal.objectives] == names
+    assert {"latency@x86", "latency@pi-5"} <= {o.name for o in goal.values}  # each device's winners are timed
+
+
+def test_with_one_device_an_open_latency_is_its_own() -> None:
+    opened, closed = (
+        goals_of(parse_objectives(["accuracy", name], ["x86"]), [], ["x86"]) for name in ("latency", "latency@x86")
+    )
+    assert opened == closed
 
 
 @settings(max_examples=200)

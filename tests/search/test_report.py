@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from search.report import FIGURES, print_front, write_report
+from search.report import DEVICE_FIGURES, SHARED_FIGURES, print_front, write_report
 from search.report_choices import layers
-from search.report_text import microseconds, pareto, plus_minus, takeaway
+from search.report_devices import contrast, overview
+from search.report_text import PER_DEVICE, microseconds, pareto, plus_minus, takeaway, views
 from spaces.errors import UserError
 
 EXAMPLE: dict[str, Any] = json.loads(Path(__file__).with_name("summary_example.json").read_text(encoding="utf-8"))
@@ -74,6 +75,11 @@ def drawn(page: str) -> dict[str, Any]:
     return dict(json.loads(line[line.index("plots = ") + len("plots = ") :].rstrip(";")))
 
 
+def places(page: str) -> list[str]:
+    """Where figures are drawn."""
+    return [name for name in Page(page).all("id") if name.startswith("figure-")]
+
+
 def hostile(value: Any) -> Any:
     """Every text of a summary, keys of free mappings included, with markup in it."""
     if isinstance(value, dict):
@@ -111,8 +117,8 @@ def test_page_is_the_same_for_the_same_summary(text: str, tmp_path: Path) -> Non
 
 def test_every_figure_is_drawn_into_its_place(text: str) -> None:
     figures = drawn(text)
-    assert set(figures) == set(FIGURES)
-    assert {f"figure-{name}" for name in figures} == set(Page(text).all("id"))
+    assert set(figures) == {*DEVICE_FIGURES, *SHARED_FIGURES}
+    assert sorted(f"figure-{name}" for name in figures) == sorted(places(text))
     assert all(any(trace.get("x") or trace.get("z") for trace in figure["data"]) for figure in figures.values())
 
 
@@ -146,6 +152,17 @@ def test_latency_is_told_with_device_runtime_threads_batch_and_statistic(text: s
         told = section.split("\n")[0]
         for word in ("x86", "onnxruntime 1.31.0", "CPUExecutionProvider", "1 thread", "batch 1", "median over 8 visits"):
             assert word in told
+
+
+def test_page_says_what_the_search_left_out(text: str, tmp_path: Path) -> None:
+    assert "left out" not in Page(text).text  # a run of before
+    summary = example()
+    summary["study"]["left_out"] = {"options": 1, "of": 137, "devices": ["x86"], "what": ["precision 8 of stem"]}
+    told = " ".join(Page(written(summary, tmp_path)).text.split())
+    assert "The search left out 1 of 137 options, which are nowhere faster on x86" in told
+    assert "precision 8 of stem" in told
+    summary["study"]["left_out"] = {"options": 0, "of": 137, "devices": ["x86"], "what": []}
+    assert "The search left out nothing" in Page(written(summary, tmp_path)).text
 
 
 def test_no_speedup_is_claimed_where_nothing_is_beaten(tmp_path: Path) -> None:
@@ -231,12 +248,150 @@ def test_failed_write_leaves_the_old_page(tmp_path: Path, monkeypatch: pytest.Mo
     assert (tmp_path / "report.html").read_text(encoding="utf-8") == before
 
 
+# -- several devices ------------------------------------------------------------------------------------------------------
+
+
+def two_devices() -> dict[str, Any]:
+    """The example with a second device, twice as slow, whose winners are float and dense."""
+    summary, first = example(), {part: EXAMPLE[part] for part in PER_DEVICE}
+    second = copy.deepcopy(first)
+    second["table"]["device"] |= {"name": "phone", "runtime": "onnxruntime-web", "threads": 2}
+    second["winners"] = second["winners"][:4]
+    for winner in second["winners"]:
+        winner["measured_us"] *= 2
+        winner["predicted_us"] *= 2
+        winner["path"] = winner["path"].replace("x86", "phone")
+        for layer in winner["layers"]:
+            layer |= {"precision": "fp32", "sparsity": "dense"}
+    return {**summary, "devices": {"x86": first, "phone": second}}
+
+
+def test_every_figure_of_a_device_is_drawn_once_per_device_and_what_is_shared_once(tmp_path: Path) -> None:
+    page = written(two_devices(), tmp_path)
+    figures = drawn(page)
+    both = [*DEVICE_FIGURES, *(f"{name}-2" for name in DEVICE_FIGURES)]
+    assert sorted(figures) == sorted([*both, *SHARED_FIGURES, "contrast"])
+    assert sorted(f"figure-{name}" for name in figures) == sorted(places(page))
+    for place, name in enumerate(("x86", "phone")):
+        winners = two_devices()["devices"][name]["winners"]
+        figure = figures["front" if place == 0 else "front-2"]
+        traces = {trace.get("name"): trace for trace in figure["data"]}
+        assert traces["winner, measured (number: rank)"]["x"] == [w["measured_us"] for w in winners]
+
+
+def test_each_device_is_described_and_has_its_own_sections(tmp_path: Path) -> None:
+    page = Page(written(two_devices(), tmp_path))
+    text = page.text
+    assert {"device-1", "device-2", "shared", "provenance"} <= set(page.all("id"))
+    assert {"#device-1", "#device-2", "winners/phone/1/model.onnx", "winners/x86/7/model.onnx"} <= set(page.all("href"))
+    assert "winners/phone/5/model.onnx" not in page.all("href")
+    x86, phone = (told.split("\n")[0] for told in text.split("Every latency of this device: ")[1:])
+    assert "x86" in x86
+    assert "1 thread," in x86
+    assert "phone" in phone
+    assert "onnxruntime-web" in phone
+    assert "2 threads, batch 1" in phone
+    for once in (
+        "Where each device's winners differ",
+        "Shared by all devices",
+        "Accuracy: Kendall tau",
+        "Supernet: accuracy over",
+    ):
+        assert text.count(once) == 1
+    for twice in ("What was chosen, layer by layer", "The search\n", "Hypervolume by round", "mean error on"):
+        assert text.count(twice) == 2
+    for name in ("x86", "phone"):
+        assert text.count(f"What pays on {name}, and what does not") == 1
+        assert text.count(f"{name}: device and table") == 1
+    assert "devices x86, phone" in text
+
+
+def test_one_device_has_no_word_of_several(text: str) -> None:
+    page = Page(text)
+    assert "contrast" not in drawn(text)
+    for words in ("Where each device", "Shared by all devices", "Every latency of this device"):
+        assert words not in page.text
+    assert not {"device-1", "shared"} & set(page.all("id"))
+
+
+def test_the_picture_of_the_difference_counts_winners() -> None:
+    def winner(*layers: tuple[str, int, str]) -> dict[str, Any]:
+        return {
+            "layers": [{"name": name, "precision": precision, "sparsity": sparsity} for name, precision, sparsity in layers]
+        }
+
+    x86 = [winner(("stem", "w8a8", "dense"), ("body", "w8a8", "group@1/2")), winner(("stem", "fp32", "dense"))]
+    phone = [winner(("stem", "fp32", "dense"), ("body", "fp32", "dense"), ("head", "fp32", "dense"))] * 3
+    figure = contrast([{"winners": x86}, {"winners": phone}])
+    assert figure is not None
+    assert list(figure.layout.xaxis.ticktext) == ["stem", "body", "head"]
+    cells = {trace.name: list(zip(trace.x, trace.base, trace.y, strict=True)) for trace in figure.data}
+    assert cells["int8"] == [(0, pytest.approx(0.1), pytest.approx(0.4))]  # on float's, half of the winners each
+    assert cells["int8, group@1/2"] == [(1, pytest.approx(0.5), pytest.approx(0.4))]
+    assert cells["float"] == [
+        (0, pytest.approx(0.5), pytest.approx(0.4)),
+        *((x, pytest.approx(1.1), pytest.approx(0.8)) for x in (0, 1, 2)),
+    ]
+    assert contrast([{"winners": x86}]) is None
+    assert contrast([{}, {}]) is None
+
+
+def test_the_overview_has_a_row_per_device() -> None:
+    x86, phone = overview(views(two_devices()))
+    assert (x86["device"], phone["device"]) == ("x86", "phone")
+    assert (phone["precision of their layers"], phone["sparse layers"]) == ("float 100%", "0%")
+    assert "int8" in x86["precision of their layers"]
+    fastest = min(w["measured_us"] for w in EXAMPLE["winners"][:4])
+    assert phone["measured latency, µs"].startswith(microseconds(2 * fastest, "") + " to ")
+
+
+def test_a_device_without_a_feasible_network_says_so_and_the_other_shows_its_front(tmp_path: Path) -> None:
+    summary = two_devices()
+    miss = {"constraint": "latency@phone<=1us", "text": "nothing is feasible: latency@phone<=1us binds"}
+    summary["devices"]["phone"] |= {"front": [], "winners": [], "baselines": [], "beats": {}}
+    summary["devices"]["phone"]["study"] |= {"nearest_miss": miss}
+    text = Page(written(summary, tmp_path)).text
+    assert text.index("x86") < text.index("Nothing feasible was found") < text.index(miss["text"])
+    assert text.count("Nothing feasible was found") == 1
+    console = printed(summary, 200)
+    assert "Front of mobile-digits-x86-seed0 on x86" in console
+    assert "Nothing feasible was found on phone" in console
+
+
+def test_parts_of_devices_are_optional_and_their_texts_escaped(tmp_path: Path) -> None:
+    attacked = hostile(two_devices())
+    attacked["devices"] = {name + HOSTILE: device for name, device in attacked["devices"].items()}
+    page = written(attacked, tmp_path)
+    assert "<img" not in page[page.index("<body>") :]
+    assert "<img" not in json.dumps(drawn(page))
+    printed(attacked)
+    for part in PER_DEVICE:
+        summary = two_devices()
+        del summary["devices"]["phone"][part]
+        chosen = 1 if part == "winners" else 2  # what a device lacks is not taken from another
+        assert Page(written(summary, tmp_path)).text.count("What was chosen") == chosen
+        printed(summary)
+    for empty in ({}, None):
+        page = written({**two_devices(), "devices": {"x86": empty, "phone": empty}}, tmp_path)
+        assert "<h1>" in page
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_console_shows_the_front_of_each_device(width: int) -> None:
+    text = printed(two_devices(), width)
+    assert text.index("on x86") < text.index("on phone")
+    for device in two_devices()["devices"].values():
+        for w in device["winners"]:
+            assert microseconds(w["measured_us"], "") in text
+    assert max(map(len, text.splitlines())) <= width
+
+
 # -- figures and words ----------------------------------------------------------------------------------------------------
 
 
 def test_layers_stand_in_the_order_of_the_network_with_gaps() -> None:
     def winner(*names: str) -> dict[str, Any]:
-        return {"layers": [{"name": name, "weight_bits": 8, "sparsity": "group@1/4"} for name in names]}
+        return {"layers": [{"name": name, "precision": "w8a8", "sparsity": "group@1/4"} for name in names]}
 
     rows = [winner("stem", "b2", "b10", "head"), winner("stem", "b3", "head"), winner("stem", "b1", "b2")]
     figure = layers({"winners": rows})

@@ -34,20 +34,28 @@ def record(run: Path) -> dict[str, Any]:
 
 def same_result(run: Path, finished: Path, stages: Sequence[str] = ORDER) -> None:
     """What must not depend on whether a run was killed."""
-    found, expected = load_file(run / WEIGHTS), load_file(finished / WEIGHTS)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+    weights, trained = load_file(run / WEIGHTS), load_file(finished / WEIGHTS)
+    assert weights.keys() == trained.keys()
+    assert all(torch.equal(weights[name], trained[name]) for name in weights)
     assert (run / "front.csv").read_text() == (finished / "front.csv").read_text()
     ended, wanted = record(run), record(finished)
     for stage in stages:
         assert ended[stage]["done"]
         assert ended[stage]["output"] == wanted[stage]["output"], stage
-    for stage, facts in (("supernet", ("curve", "steps")), ("study", ("hypervolume_by_round", "evaluations"))):
-        assert [ended[stage]["facts"][f] for f in facts] == [wanted[stage]["facts"][f] for f in facts]
+    for fact in ("curve", "steps"):
+        assert ended["supernet"]["facts"][fact] == wanted["supernet"]["facts"][fact]
+    found, expected = ended["study"]["facts"], wanted["study"]["facts"]
+    assert found["evaluations"] == expected["evaluations"]
+    assert found["studies"].keys() == expected["studies"].keys()
+    for name, study in found["studies"].items():
+        assert study["hypervolume_by_round"] == expected["studies"][name]["hypervolume_by_round"]
+    if "export" in stages:
+        made = [p.relative_to(run) for p in sorted((run / "winners").rglob("model.onnx"))]
+        assert made == [p.relative_to(finished) for p in sorted((finished / "winners").rglob("model.onnx"))]
+        assert {path.parent.name for path in made} == {"1", "2"}
+        for path in made:
+            assert (run / path).read_bytes() == (finished / path).read_bytes()
     if "report" in stages:
-        assert [p.parent.name for p in sorted((run / "winners").rglob("model.onnx"))] == ["1", "2"]
-        for path in (run / "winners").rglob("model.onnx"):
-            assert path.read_bytes() == (finished / path.relative_to(run)).read_bytes()
         assert (run / "report.html").exists()
         assert (run / "summary.json").exists()
 
@@ -92,6 +100,36 @@ def test_killed_and_started_again(
         assert f"{stage}: done before" in again.out
         assert record(run)[stage] == after[stage]
     same_result(run, finished, stages)
+
+
+@pytest.mark.parametrize(
+    ("killed_in", "before", "number"),
+    [("study", "evaluations.parquet", 4), ("export", "winners/two/1/card.json", 1)],
+)
+def test_killed_at_the_second_device_and_started_again(
+    call: Call,
+    both_job: Job,
+    both_finished: Path,
+    both_tables: Path,
+    tmp_path: Path,
+    killed_in: str,
+    before: str,
+    number: int,
+) -> None:
+    run = tmp_path / "run"
+    begun_before(killed_in, both_finished, both_tables, run)
+    stages = ORDER[:-1] if killed_in == "export" else ORDER[:5]
+    job = (*both_job, "run=run", f"stages=[{','.join(stages)}]")
+    killed = call(tmp_path, *job, kill_before=[before, number])
+    assert killed.status == -signal.SIGKILL, killed.err
+    if killed_in == "study":
+        sources = pq.read_table(run / "evaluations.parquet")["source"].to_pylist()
+        assert (sources.count("x86 round 2"), sources.count("two round 1"), sources.count("two round 2")) == (3, 3, 0)
+    again = call(tmp_path, *job)
+    assert (again.status, again.err) == (0, "")
+    same_result(run, both_finished, stages)
+    expected = pq.read_table(both_finished / "evaluations.parquet").to_pylist()
+    assert pq.read_table(run / "evaluations.parquet").to_pylist() == expected
 
 
 def begun_before(stage: str, finished: Path, tables: Path, run: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +14,12 @@ from optuna.samplers import NSGAIISampler, RandomSampler
 from latency_lut.table import LatencyTable
 from predictors.accuracy import Ridge
 from predictors.latency import LatencyPredictor
+from predictors.size import model_bytes
 from search.candidates import Candidate
 from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
-from search.objectives import Constraint, parse_constraint, parse_objectives
+from search.left_out import NOTHING, LeftOut
+from search.objectives import Constraint, Goal, goals_of, parse_constraint, parse_objectives
 from search.predicted import PredictedValues
 from search.study import (
     StudyResult,
@@ -26,7 +28,7 @@ from search.study import (
     evaluated_front,
     nearest_miss,
     nondominated,
-    run_study,
+    run_studies,
 )
 from spaces.choice import Architecture
 from spaces.mobile import MobileSpace
@@ -119,7 +121,7 @@ def measure(tiny_space: MobileSpace) -> Measure:
 
     def evaluate(architecture: Architecture) -> Evaluation:
         network = tiny_space.network(architecture)
-        value = 0.2 + 0.1 * np.log(network.weight_bytes / 500) + 0.1 * (architecture["stem.precision"] == 8)
+        value = 0.2 + 0.1 * np.log(network.weight_bytes / 500) + 0.1 * (architecture["stem.precision"] == "w8a8")
         return Evaluation(float(np.clip(value, 0, 1)), 1.0)
 
     return evaluate
@@ -143,10 +145,11 @@ def search(
     constraints: Sequence[Constraint] = (),
     names: Sequence[str] = ("accuracy", "latency@x86"),
     sampler: Callable[[int], RandomSampler | NSGAIISampler] = lambda seed: RandomSampler(seed=seed),
+    left_out: LeftOut = NOTHING,
 ) -> StudyResult:
-    objectives = parse_objectives(names, ["x86"])
-    predicted = PredictedValues(space, [*objectives, *(c.objective for c in constraints)], {"x86": latency})
-    return run_study(predicted, evaluations, lambda: Ridge(), sampler, measure, objectives, constraints, SETTINGS)
+    (goal,) = goals_of(parse_objectives(names, ["x86"]), constraints, ["x86"])
+    goals = {goal: PredictedValues(space, goal.values, {"x86": latency})}
+    return run_studies(goals, evaluations, lambda: Ridge(), sampler, measure, SETTINGS, left_out={goal: left_out})[goal]
 
 
 @pytest.mark.parametrize(
@@ -175,9 +178,10 @@ def test_the_front_is_what_was_evaluated_and_not_dominated(
     assert costs == sorted(costs)
     assert len(result.candidates) == SETTINGS.candidates
     assert {n for _, n in result.candidates} == {1, 2, 3}
-    assert len(result.hypervolumes) == 4
-    assert result.hypervolumes == sorted(result.hypervolumes)  # more evaluations never lose volume
-    assert all(0 <= v <= 1 for v in [*result.hypervolumes, result.hypervolume_random])
+    assert list(result.hypervolumes) == [INITIAL, "round 1", "round 2", "round 3"]
+    volumes = list(result.hypervolumes.values())
+    assert volumes == sorted(volumes)  # more evaluations never lose volume
+    assert all(0 <= v <= 1 for v in [*volumes, result.hypervolume_random])
     assert set(result.reference) == set(names)
     assert result.nearest_miss is None
     in_rounds = evaluations.of("round 1", "round 2", "round 3")
@@ -231,6 +235,24 @@ def test_constraints_keep_the_front(
     assert all(tiny_space.network(c.architecture).parameters <= middle for c in result.front)
 
 
+def test_rounds_leave_out_what_they_are_told_and_the_baselines_do_not(
+    tiny_space: MobileSpace, latency: LatencyPredictor, measure: Measure, tmp_path: Path
+) -> None:
+    what = LeftOut({choice.name: {8: 32} for choice in tiny_space.choices if choice.kind == "precision"})
+    evaluations = started(tiny_space, tmp_path / "e.parquet", measure)
+    result = search(tiny_space, latency, evaluations, measure, left_out=what)
+
+    def has_integers(architecture: Architecture) -> bool:
+        return any(name.endswith(".precision") and value == 8 for name, value in architecture.items())
+
+    rounds = evaluations.of("round 1", "round 2", "round 3")
+    assert rounds
+    assert not any(has_integers(c.architecture) for c, _ in result.candidates)
+    assert not any(has_integers(e.architecture) for e in rounds)
+    assert any(has_integers(e.architecture) for e in evaluations.of(INITIAL))
+    assert any(has_integers(e.architecture) for e in evaluations.of(RANDOM))
+
+
 def test_a_constraint_that_nothing_meets_is_told(
     tiny_space: MobileSpace, latency: LatencyPredictor, measure: Measure, tmp_path: Path
 ) -> None:
@@ -242,7 +264,7 @@ def test_a_constraint_that_nothing_meets_is_told(
     evaluated = [latency.predict(tiny_space.network(e.architecture))[0] for e in evaluations if e.source != RANDOM]
     assert result.nearest_miss["value"] == min(evaluated)
     assert min(evaluated) <= min(c.values["latency@x86"] for c, _ in result.candidates)
-    assert result.hypervolumes == [0.0] * 4
+    assert list(result.hypervolumes.values()) == [0.0] * 4
 
 
 def test_a_promise_that_no_evaluation_keeps_is_no_near_miss(
@@ -254,12 +276,11 @@ def test_a_promise_that_no_evaluation_keeps_is_no_near_miss(
         def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
             return np.full(len(features), 0.99), np.full(len(features), 0.01)
 
-    objectives, constraint = parse_objectives(["accuracy", "size"], ["x86"]), parse_constraint("accuracy>=98%", ["x86"])
-    predicted = PredictedValues(tiny_space, objectives, {"x86": latency})
+    constraint = parse_constraint("accuracy>=98%", ["x86"])
+    (goal,) = goals_of(OBJECTIVES, [constraint], ["x86"])
+    goals = {goal: PredictedValues(tiny_space, goal.values, {"x86": latency})}
     evaluations = started(tiny_space, tmp_path / "e.parquet", measure)
-    result = run_study(
-        predicted, evaluations, Optimist, lambda seed: RandomSampler(seed=seed), measure, objectives, [constraint], SETTINGS
-    )
+    result = run_studies(goals, evaluations, Optimist, lambda seed: RandomSampler(seed=seed), measure, SETTINGS)[goal]
     assert result.front == []
     assert result.nearest_miss is not None
     assert constraint.violation(float(str(result.nearest_miss["value"]))) > 0
@@ -288,3 +309,113 @@ def test_costs_are_those_of_the_layers(tiny_space: MobileSpace, latency: Latency
         "memory": network.peak_activation_bytes,
         "latency@x86": latency.predict(network)[0],
     }
+
+
+# -- a study for each device --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def latencies(latency: LatencyPredictor, both_tables: Path, tiny_space: MobileSpace) -> dict[str, LatencyPredictor]:
+    return {"x86": latency, "two": LatencyPredictor.fit(LatencyTable.load(both_tables / "two.parquet"), tiny_space, held_out=4)}
+
+
+def search_both(
+    space: MobileSpace,
+    latencies: Mapping[str, LatencyPredictor],
+    evaluations: Evaluations,
+    measure: Measure,
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
+) -> dict[Goal, StudyResult]:
+    """Accuracy against each device's latency."""
+    goals = goals_of(parse_objectives(["accuracy", "latency"], list(latencies)), [], list(latencies))
+    predicted = {goal: PredictedValues(space, goal.values, latencies, goal.devices[0]) for goal in goals}
+    return run_studies(
+        predicted, evaluations, lambda: Ridge(), lambda seed: RandomSampler(seed=seed), measure, SETTINGS, on_progress
+    )
+
+
+ROUNDS = [f"{device} round {number}" for device in ("x86", "two") for number in (1, 2, 3)]
+
+
+def test_each_device_has_the_front_of_everything_that_was_searched(
+    tiny_space: MobileSpace, latencies: dict[str, LatencyPredictor], measure: Measure, tmp_path: Path
+) -> None:
+    evaluations, told = started(tiny_space, tmp_path / "e.parquet", measure), []
+    results = search_both(tiny_space, latencies, evaluations, measure, lambda what, done, total: told.append(what))
+    assert [len(evaluations.of(source)) for source in ROUNDS] == [4] * 6
+    assert [goal.name for goal in results] == ["x86", "two"]
+    for goal, result in results.items():
+        (device,) = goal.devices
+        predicted = PredictedValues(tiny_space, goal.values, latencies)
+        searched = evaluations.of(INITIAL, *ROUNDS)
+        assert result.front == evaluated_front(searched, predicted, goal.objectives, [])
+        assert {c.values[f"latency@{device}"] for c in result.front} == {
+            latencies[device].predict(tiny_space.network(c.architecture))[0] for c in result.front
+        }
+        volumes = list(result.hypervolumes.values())
+        assert list(result.hypervolumes) == [INITIAL, *ROUNDS]
+        assert volumes == sorted(volumes)
+        assert {n for _, n in result.candidates} == {1, 2, 3}
+        assert len(result.candidates) == SETTINGS.candidates
+    whose = [f"{device} candidates" for device in ("x86", "two")]
+    assert {*told} == {*whose, *(f"evaluations, {source}" for source in ROUNDS), "evaluations, random baseline"}
+
+
+def test_random_search_has_the_evaluations_of_all_studies(
+    tiny_space: MobileSpace, latencies: dict[str, LatencyPredictor], measure: Measure, tmp_path: Path
+) -> None:
+    alone, both = (started(tiny_space, tmp_path / name, measure) for name in ("alone", "both"))
+    search(tiny_space, latencies["x86"], alone, measure)
+    results = search_both(tiny_space, latencies, both, measure)
+    drawn = [e.architecture for e in both.of(RANDOM)]
+    searched = {e.architecture for e in both.of(*ROUNDS)}
+    assert {e.architecture for e in alone.of(RANDOM)} <= {*drawn, *searched}
+    assert 12 < len(drawn) <= 24
+    assert all(0 < result.hypervolume_random <= 1 for result in results.values())
+
+
+def test_the_first_study_does_not_depend_on_the_second_and_the_second_begins_where_the_first_ended(
+    tiny_space: MobileSpace, latencies: dict[str, LatencyPredictor], measure: Measure, tmp_path: Path
+) -> None:
+    alone, both = (started(tiny_space, tmp_path / name, measure) for name in ("alone", "both"))
+    expected = search(tiny_space, latencies["x86"], alone, measure)
+    x86, two = search_both(tiny_space, latencies, both, measure).values()
+    assert x86.candidates == expected.candidates
+    assert [e.architecture for e in both.of(*ROUNDS[:3])] == [e.architecture for e in alone.of("round 1", "round 2", "round 3")]
+    begins = [c.architecture for c, _ in two.candidates]
+    goal = goals_of(parse_objectives(["accuracy", "latency@two"], ["two"]), [], ["two"])[0]
+    predicted = PredictedValues(tiny_space, goal.values, {"two": latencies["two"]})
+    front = evaluated_front(both.of(INITIAL, *ROUNDS[:3]), predicted, goal.objectives, [])
+    assert begins[0] == front[0].architecture
+    assert {c.architecture for c in front} <= set(begins)
+    assert not any(e.architecture in {f.architecture for f in both.of(INITIAL, *ROUNDS[:3])} for e in both.of(*ROUNDS[3:]))
+
+
+@pytest.mark.parametrize("stop_after", [18, 26])
+def test_a_study_of_any_device_that_is_killed_goes_the_same_way(
+    tiny_space: MobileSpace, latencies: dict[str, LatencyPredictor], measure: Measure, tmp_path: Path, stop_after: int
+) -> None:
+    undisturbed = started(tiny_space, tmp_path / "a.parquet", measure)
+    expected = search_both(tiny_space, latencies, undisturbed, measure)
+    left = stop_after
+
+    def dies(architecture: Architecture) -> Evaluation:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise KeyboardInterrupt
+        return measure(architecture)
+
+    with pytest.raises(KeyboardInterrupt):
+        search_both(tiny_space, latencies, started(tiny_space, tmp_path / "b.parquet", measure), dies)
+    evaluations = Evaluations(tmp_path / "b.parquet", tiny_space, "key")
+    results = search_both(tiny_space, latencies, evaluations, measure)
+    assert [(r.front, r.hypervolumes) for r in results.values()] == [(r.front, r.hypervolumes) for r in expected.values()]
+    assert list(evaluations) == list(undisturbed)
+
+
+def test_a_size_is_that_of_the_file_for_the_device(tiny_space: MobileSpace, latencies: dict[str, LatencyPredictor]) -> None:
+    network = tiny_space.network(tiny_space.smallest())
+    for device in latencies:
+        predicted = PredictedValues(tiny_space, parse_objectives(["size"], ["x86"]), latencies, device)
+        assert predicted.costs(tiny_space.smallest()) == {"size": model_bytes(network, latencies[device].plan(network))}

@@ -23,8 +23,8 @@ from search.objectives import parse_objectives
 from search.study import nondominated
 from search.winners import Exporter, baselines_of, beaten, feed_back, pick, uniform
 from spaces.choice import Architecture
-from spaces.layers import FLOAT_BITS
 from spaces.mobile import MobileSpace
+from spaces.precision import FLOAT
 from spaces.supernet import Supernet
 
 OBJECTIVES = parse_objectives(["accuracy", "size"], ["x86"])
@@ -62,18 +62,18 @@ def test_uniform_baselines_change_nothing_but_precision_and_sparsity(small_space
     rng = np.random.default_rng(0)
     for _ in range(30):
         architecture = small_space.sample(rng)
-        for bits in (8, FLOAT_BITS):
-            made = uniform(small_space, architecture, bits)
+        for precision in ("w8a8", FLOAT):
+            made = uniform(small_space, architecture, precision)
             assert made.keys() == architecture.keys()
             for name, value in made.items():
                 kind = name.rsplit(".", 1)[-1]
-                assert value == {"precision": bits, "sparsity": "dense"}.get(kind, architecture[name])
+                assert value == {"precision": precision, "sparsity": "dense"}.get(kind, architecture[name])
             specs = small_space.layers(made)
-            assert {spec.weight_bits for spec in specs if spec.weight_shape} == {bits}
+            assert {spec.precision for spec in specs if spec.weight_shape} == {precision}
 
 
 def test_baselines_are_each_there_once_by_family(small_space: MobileSpace) -> None:
-    largest = uniform(small_space, small_space.largest(), FLOAT_BITS)
+    largest = uniform(small_space, small_space.largest(), FLOAT)
     small = small_space.smallest()
     rows = baselines_of(small_space, [largest, small, small], [small])
     families = [row[1] for row in rows]

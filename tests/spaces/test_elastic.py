@@ -10,10 +10,12 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from spaces.elastic import OPERATORS, ElasticLayer, effective_weight
-from spaces.layers import FLOAT_BITS, LayerSpec
+from spaces.elastic import OPERATORS, ElasticLayer
+from spaces.layers import LayerSpec
 from spaces.plain import ActivationQuantizer
+from spaces.precision import FLOAT, FLOAT_BITS
 from spaces.sparsity import mask
+from spaces.weights import effective_weight
 
 MAXIMUM = {
     "conv2d": [
@@ -41,13 +43,13 @@ def smaller(largest: LayerSpec) -> Iterator[LayerSpec]:
         if not spec.weight_shape:
             yield replace(spec, input_bits=8, output_bits=8)
             continue
-        yield replace(spec, weight_bits=8, input_bits=8, output_bits=8)
-        yield replace(spec, weight_bits=8)
+        yield replace(spec, precision="w8a8", input_bits=8, output_bits=8)
+        yield replace(spec, precision="w8a8")
         if spec.operator == "conv2d" and not spec.depthwise:
             yield replace(spec, sparsity="group@1/2")
-            yield replace(spec, weight_bits=8, input_bits=8, output_bits=8, sparsity="group@1/4")
+            yield replace(spec, precision="w8a8", input_bits=8, output_bits=8, sparsity="group@1/4")
             yield replace(spec, skip_bits=FLOAT_BITS, activation="none")
-            yield replace(spec, weight_bits=8, skip_bits=8, input_bits=8, output_bits=8)
+            yield replace(spec, precision="w8a8", skip_bits=8, input_bits=8, output_bits=8)
 
 
 CASES = [
@@ -73,7 +75,7 @@ def inputs_of(spec: LayerSpec, seed: int = 0, n: int = 6) -> tuple[torch.Tensor,
 
 
 def stored(layer: ElasticLayer) -> torch.Tensor:
-    weight = layer.get_parameter("weight")
+    weight = layer.get_parameter("weight.values")
     assert isinstance(weight, torch.Tensor)
     return weight
 
@@ -86,7 +88,9 @@ def test_every_operator_has_a_largest_form_here() -> None:
     assert set(OPERATORS) == set(MAXIMUM)
 
 
-FLOAT_CASES = [c for c in CASES if isinstance(s := c.values[1], LayerSpec) and s.weight_bits == s.output_bits == FLOAT_BITS]
+FLOAT_CASES = [
+    c for c in CASES if isinstance(s := c.values[1], LayerSpec) and s.precision == FLOAT and s.output_bits == FLOAT_BITS
+]
 
 
 @pytest.mark.parametrize(("largest", "spec"), FLOAT_CASES)
@@ -202,7 +206,7 @@ def test_quantized_values_lie_on_a_grid(largest: LayerSpec, spec: LayerSpec) -> 
     layer = layer_of(largest)
     x, skip = inputs_of(spec)
     plain = layer.extract(spec)
-    if spec.weight_bits < FLOAT_BITS:
+    if spec.integer:
         weight = effective_weight(stored(layer), spec).detach().flatten(1)
         ratio = weight / (weight.abs().amax(dim=1, keepdim=True) / 127)
         torch.testing.assert_close(ratio, ratio.round(), rtol=0, atol=1e-3)
@@ -216,14 +220,14 @@ def test_quantized_values_lie_on_a_grid(largest: LayerSpec, spec: LayerSpec) -> 
         scale = (max(high, 0.0) - min(low, 0.0)) / 255
         steps = y / scale
         torch.testing.assert_close(steps, steps.round(), rtol=0, atol=2e-3)
-    elif spec.weight_shape and spec.weight_bits == FLOAT_BITS:
+    elif spec.weight_shape and spec.precision == FLOAT:
         assert levels(layer(spec, x, skip)) > min(256, x.shape[0] * spec.output_elements // 3)
     if spec.activation == "relu":
         assert layer(spec, x, skip).min() >= 0
 
 
 def test_an_integer_layer_after_a_float_one_quantizes_its_input() -> None:
-    spec = LayerSpec("linear", 12, 10, weight_bits=8)
+    spec = LayerSpec("linear", 12, 10, precision="w8a8")
     layer = layer_of(MAXIMUM["linear"][0])
     x, _ = inputs_of(spec, n=64)
     scale = (x.max() - x.min()) / 255

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spaces.layers import FLOAT_BITS, INPUT, LayerSpec, Network, NetworkBuilder, Node
+from spaces.layers import INPUT, LayerSpec, Network, NetworkBuilder, Node
+from spaces.precision import FLOAT_BITS
 from spaces.sparsity import mask
 
 quick = settings(max_examples=40, deadline=None)
@@ -43,14 +44,14 @@ def specs(draw: st.DrawFn) -> LayerSpec:
     return LayerSpec(
         operator,
         in_channels=groups * draw(st.integers(1, 512)),
-        out_channels=groups * draw(st.integers(1, 512)),
+        out_channels=2 * groups * draw(st.integers(1, 256)),
         height=draw(side),
         width=draw(side),
         kernel=draw(st.sampled_from([1, 3, 5, 7])),
         stride=draw(st.integers(1, 4)),
         groups=groups,
         activation=draw(st.sampled_from(["relu", "none"])),
-        weight_bits=draw(st.sampled_from([8, 32])),
+        precision="fp32" if operator == "global_pool" else draw(st.sampled_from(["w8a8", "fp32", "w4@32", "ternary_a8"])),
         input_bits=draw(st.sampled_from([8, 32])),
         output_bits=draw(st.sampled_from([8, 32])),
         skip_bits=0 if linear else draw(st.sampled_from([0, 8, 32])),
@@ -129,10 +130,10 @@ def test_a_sparse_layer_counts_only_what_its_mask_keeps(sparsity: str, inputs: i
 def test_bytes_of_weights_and_outputs() -> None:
     spec = LayerSpec("conv2d", 8, 6, 5, 4, 3)
     assert spec.weight_bytes == 4 * (8 * 6 * 9 + 6)
-    assert replace(spec, weight_bits=8).weight_bytes == 8 * 6 * 9 + 4 * 6 + 4 * 6
+    assert replace(spec, precision="w8a8").weight_bytes == 8 * 6 * 9 + 4 * 6 + 4 * 6
     assert spec.output_bytes == 6 * 5 * 4 * 4
     assert replace(spec, output_bits=8).output_bytes == 6 * 5 * 4
-    assert replace(spec, sparsity="group@1/4", weight_bits=8).weight_bytes == 2 * 6 * 9 + 8 * 6
+    assert replace(spec, sparsity="group@1/4", precision="w8a8").weight_bytes == 2 * 6 * 9 + 8 * 6
 
 
 def test_depthwise_is_one_filter_per_channel() -> None:
@@ -164,11 +165,12 @@ OTHER_VALUES: dict[str, str | int] = {
     "kernel": 5,
     "groups": 2,
     "activation": "relu",
-    "weight_bits": 8,
+    "precision": "w8a8",
     "input_bits": 8,
     "output_bits": 8,
     "skip_bits": 8,
     "sparsity": "group@1/2",
+    "rank": 4,
 }
 
 
@@ -226,15 +228,15 @@ def networks(draw: st.DrawFn) -> Network:
     shapes: dict[str, object] = {}
     for index in range(draw(st.integers(1, 7))):
         source = draw(st.sampled_from(names))
-        name, bits = f"layer{index}", draw(st.sampled_from([8, 32]))
-        net.add(name, "conv2d", source, draw(st.integers(1, 3)), kernel=3, stride=draw(st.integers(1, 2)), weight_bits=bits)
+        name, precision = f"layer{index}", draw(st.sampled_from(["w8a8", "fp32"]))
+        net.add(name, "conv2d", source, draw(st.integers(1, 3)), kernel=3, stride=draw(st.integers(1, 2)), precision=precision)
         spec = net.build().nodes[-1].spec
         shapes[name] = (spec.out_channels, spec.out_height, spec.out_width)
         same = [other for other in names if shapes.get(other) == shapes[name]]
         names.append(name)
         summed: bool = draw(st.booleans())
         if same and summed:
-            net.add(f"sum{index}", "conv2d", name, spec.out_channels, skip=draw(st.sampled_from(same)), weight_bits=bits)
+            net.add(f"sum{index}", "conv2d", name, spec.out_channels, skip=draw(st.sampled_from(same)), precision=precision)
             shapes[f"sum{index}"] = shapes[name]
             names.append(f"sum{index}")
     return net.build()
@@ -259,7 +261,7 @@ def test_peak_activation_bytes_against_brute_force(network: Network) -> None:
 @quick
 @given(networks())
 def test_a_tensor_is_quantized_where_its_producer_or_a_main_consumer_is_integer(network: Network) -> None:
-    integer = {node.name for node in network.nodes if node.spec.weight_bits < FLOAT_BITS}
+    integer = {node.name for node in network.nodes if node.spec.integer}
     output = network.nodes[-1].name
     bits = {INPUT: FLOAT_BITS, output: FLOAT_BITS}
     for node in network.nodes:
@@ -314,7 +316,7 @@ def test_the_fingerprint_sees_every_change() -> None:
         Network(network.input_shape, (replace(first, name="uno"), second)),
         Network(network.input_shape, (first, replace(second, inputs=(INPUT,)))),
         Network(network.input_shape, (first, replace(second, spec=replace(second.spec, activation="relu")))),
-        Network(network.input_shape, (first, Node("two", replace(second.spec, weight_bits=8), ("one",)))),
+        Network(network.input_shape, (first, Node("two", replace(second.spec, precision="w8a8"), ("one",)))),
     ]
     assert len({network.fingerprint, *(other.fingerprint for other in others)}) == len(others) + 1
 
@@ -340,8 +342,8 @@ def test_the_builder_refuses_a_skip_of_another_shape(out: int, stride: int) -> N
 
 def test_the_input_may_be_added_too() -> None:
     net = NetworkBuilder(4, 8, 8)
-    net.add("one", "conv2d", INPUT, 4, weight_bits=8, skip=INPUT)
-    net.add("two", "conv2d", "one", 4, weight_bits=8, skip=INPUT)
+    net.add("one", "conv2d", INPUT, 4, precision="w8a8", skip=INPUT)
+    net.add("two", "conv2d", "one", 4, precision="w8a8", skip=INPUT)
     one, two = net.build().layers
     assert (one.input_bits, one.skip_bits, one.output_bits) == (32, 32, 8)
     assert (two.input_bits, two.skip_bits, two.output_bits) == (8, 32, 32)

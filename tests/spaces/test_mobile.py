@@ -21,7 +21,7 @@ OPTIONS: dict[str, object] = {
     "expansions": [1, 2, 4],
     "kernels": [3, 5],
     "head": [24],
-    "precisions": [8, 32],
+    "precisions": ["w8a8", "fp32"],
     "sparsities": ["dense", "group@1/2"],
 }
 
@@ -120,8 +120,8 @@ def test_a_width_of_its_own_for_every_block() -> None:
 
 @pytest.mark.parametrize("layer", ["stem", "stage1.block1.expand", "stage1.block2.depthwise", "stage2.block3.project", "head"])
 def test_a_precision_belongs_to_one_layer(layer: str) -> None:
-    specs = {node.name: node.spec for node in network(mobile(), **{f"{layer}.precision": 8}).nodes}
-    assert [name for name, spec in specs.items() if spec.weight_bits == 8] == [layer]
+    specs = {node.name: node.spec for node in network(mobile(), **{f"{layer}.precision": "w8a8"}).nodes}
+    assert [name for name, spec in specs.items() if spec.integer] == [layer]
 
 
 @pytest.mark.parametrize("layer", ["stage1.block1.expand", "stage2.block3.project", "head"])
@@ -161,7 +161,7 @@ def test_options_ascend_whatever_order_they_are_given_in() -> None:
         stem=[12, 8],
         kernels=[5, 3],
         expansions=[4, 1, 2, 2],
-        precisions=[32, 8],
+        precisions=["fp32", "w8a8"],
         sparsities=["group@1/2", "dense"],
         stages=[{"widths": [12, 8], "depths": [2, 1]}, {"widths": [16, 12], "depths": [3, 1], "stride": 2}],
     )
@@ -208,6 +208,8 @@ def test_two_spellings_of_one_sparsity_are_not_two_options() -> None:
         ({"stem": [9]}, "stem"),
         ({"head": [24, 25]}, "head"),
         ({"max_width": 4}, "max_width=4"),
+        ({"sparsities": ["2:4"], "head": [18]}, "head are [18]: 2:4 sparsity needs input channels divisible by 4, got 18"),
+        ({"sparsities": ["dense", 124]}, "quote 2:4"),
         ({"stages": []}, "stages"),
         ({"stages": [{"widths": [], "depths": [1]}]}, r"stages[0].widths"),
         ({"stages": [{"widths": [8], "depths": [1]}, {"widths": [8], "depths": [0]}]}, r"stages[1].depths"),

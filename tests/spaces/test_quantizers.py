@@ -9,14 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from spaces.precision import parse_precision
 from spaces.quantizers import (
     ACTIVATION_LEVELS,
-    WEIGHT_LIMIT,
+    QuantizerSettings,
+    WeightQuantizer,
     activation_grid,
     quantize_activation,
-    quantize_weight,
-    weight_levels,
-    weight_scales,
+    quantizer_of,
 )
 
 weights = hnp.arrays(
@@ -24,8 +24,32 @@ weights = hnp.arrays(
     hnp.array_shapes(min_dims=2, max_dims=4, max_side=6),
     elements=st.floats(-64, 64, width=32).filter(lambda value: value == 0 or abs(value) > 1e-6),
 )
+WEIGHT_LIMIT = 127
 quick = settings(max_examples=40, deadline=None)
 bounds = st.floats(-1000, 1000, width=32)
+
+
+def int8() -> WeightQuantizer:
+    quantizer = quantizer_of(parse_precision("w8a8"), (1, 1), QuantizerSettings())
+    assert quantizer is not None
+    return quantizer
+
+
+def quantize_weight(weight: torch.Tensor) -> torch.Tensor:
+    quantized: torch.Tensor = int8()(weight)
+    return quantized
+
+
+def weight_scales(weight: torch.Tensor) -> torch.Tensor:
+    encoded = int8().encode(weight)
+    assert encoded is not None
+    return encoded.scales[:, 0]
+
+
+def weight_levels(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    encoded = int8().encode(torch.from_numpy(weight))
+    assert encoded is not None
+    return encoded.codes.numpy(), encoded.scales[:, 0].numpy()
 
 
 def per_channel(scales: np.ndarray, ndim: int) -> np.ndarray:

@@ -41,7 +41,7 @@ def mobile(**options: object) -> Space:
         "expansions": [1, 2, 4],
         "kernels": [3, 5, 7],
         "head": [32, 48],
-        "precisions": [8, 32],
+        "precisions": ["w8a8", "fp32"],
         "sparsities": ["dense", "group@1/2", "group@1/4"],
     }
     return MobileSpace(**{**defaults, **options})  # type: ignore[arg-type]
@@ -81,8 +81,8 @@ SPACES: dict[str, Callable[[], Space]] = {
     "mobile": mobile,
     "mobile_width_per_block": lambda: mobile(width_per_block=True),
     "mobile_strided_stem": lambda: mobile(stem_stride=2, channels=1, expansions=[2, 3]),
-    "mobile_float": lambda: mobile(precisions=[32], sparsities=["dense"], expansions=[1]),
-    "mobile_narrow": lambda: mobile(max_width=32, precisions=[8]),
+    "mobile_float": lambda: mobile(precisions=["fp32"], sparsities=["dense"], expansions=[1]),
+    "mobile_narrow": lambda: mobile(max_width=32, precisions=["w8a8"]),
     "toy": ToySpace,
 }
 TINY: dict[str, Callable[[], Space]] = {
@@ -96,7 +96,7 @@ TINY: dict[str, Callable[[], Space]] = {
         expansions=[2],
         kernels=[3],
         head=[8],
-        precisions=[32],
+        precisions=["fp32"],
         sparsities=["dense", "group@1/2"],
     ),
     "mobile_width_per_block": lambda: mobile(
@@ -106,7 +106,7 @@ TINY: dict[str, Callable[[], Space]] = {
         expansions=[1, 2],
         kernels=[3],
         head=[8],
-        precisions=[32],
+        precisions=["fp32"],
         sparsities=["dense"],
         width_per_block=True,
     ),
@@ -377,7 +377,7 @@ def test_the_fingerprint_repeats(name: str) -> None:
         {"expansions": [1, 3, 4]},
         {"kernels": [3, 7]},
         {"head": [32, 40, 48]},
-        {"precisions": [32]},
+        {"precisions": ["fp32"]},
         {"sparsities": ["dense", "group@1/4"]},
         {"max_width": 12},
         {"width_per_block": True},
@@ -400,7 +400,7 @@ def test_the_fingerprint_is_the_same_in_another_process() -> None:
     """A run is resumed by fingerprint; strings hash differently in every process."""
     code = (
         "from spaces.mobile import MobileSpace\n"
-        "print(MobileSpace(1, 3, [8], [4], [{'widths': [4, 6], 'depths': [1]}], [1, 2], [3, 5], [8], [8, 32],"
+        "print(MobileSpace(1, 3, [8], [4], [{'widths': [4, 6], 'depths': [1]}], [1, 2], [3, 5], [8], ['w8a8', 'fp32'],"
         " ['dense', 'group@1/2', 'group@1/4', 'group@3/4']).fingerprint)"
     )
     here = MobileSpace(
@@ -412,7 +412,7 @@ def test_the_fingerprint_is_the_same_in_another_process() -> None:
         [1, 2],
         [3, 5],
         [8],
-        [8, 32],
+        ["w8a8", "fp32"],
         ["dense", "group@1/2", "group@1/4", "group@3/4"],
     )
     done = subprocess.run(

@@ -11,9 +11,9 @@ from latency_lut.lowering import applicable
 from search.evaluation import Evaluator, predict
 from search.export import export, run_model
 from spaces.choice import Architecture
-from spaces.layers import FLOAT_BITS
 from spaces.mobile import MobileSpace
 from spaces.plain import PlainNetwork, resize
+from spaces.precision import FLOAT
 from spaces.supernet import Supernet
 
 SAMPLES = 12
@@ -26,7 +26,7 @@ def sampled(space: MobileSpace, count: int = SAMPLES) -> list[Architecture]:
 
 
 def float_only(space: MobileSpace, architecture: Architecture) -> Architecture:
-    return space.architecture({**architecture, **{n: FLOAT_BITS for n in architecture if n.endswith(".precision")}})
+    return space.architecture({**architecture, **{n: FLOAT for n in architecture if n.endswith(".precision")}})
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_exported_models_compute_what_torch_computes(
         for wanted in (architecture, float_only(small_space, architecture)):
             plain = evaluator.plain(trained, wanted)
             expected = predict(plain, split.images).numpy()
-            integer = any(spec.weight_bits < FLOAT_BITS for spec in plain.network.layers)
+            integer = any(spec.integer for spec in plain.network.layers)
             for lowerings in mixes(plain):
                 found = run_model(export(plain, lowerings, x86, {}), x86, plain.network, split.images)
                 difference = np.abs(found - expected)

@@ -17,7 +17,6 @@ from spaces.quantizers import (
     EncodedWeight,
     QuantizerSettings,
     WeightQuantizer,
-    quantize_weight,
     quantizer_of,
     stored_bytes,
 )
@@ -247,7 +246,7 @@ def test_groups_sizes_and_spread_agree_with_loops(shape: tuple[int, ...], text: 
         assert torch.equal(row[: len(group)], group)
         assert not row[len(group) :].any()
     numbers = torch.arange(rows * columns, dtype=torch.float32).view(rows, columns)
-    each = spread(numbers, shape, scales if isinstance(scales, int) else 0).expand(shape)
+    each = spread(numbers, shape, scales).expand(shape)
     for number, group in enumerate(groups(each, text)):
         assert (group == number).all()
 
@@ -263,7 +262,6 @@ def test_8_bits_by_the_maximum_are_what_torch_computes(seed: int, shape: tuple[i
     zeros = torch.zeros(shape[0], dtype=torch.int32)
     expected = torch.fake_quantize_per_channel_affine(weight, scales, zeros, 0, -127, 127)
     assert torch.equal(made("w8", shape)(weight), expected)
-    assert torch.equal(quantize_weight(weight), expected)
 
 
 def reference_step(group: np.ndarray, limit: int, rule: str, percentile: float) -> float:
@@ -395,6 +393,10 @@ def test_learned_steps_start_with_the_part_that_is_seen_and_start_again_when_los
     quantizer(weight)
     assert (quantizer.steps > 0).all()
     assert torch.equal(quantizer.steps[1:4], kept)
+    quantizer.start(2 * weight)
+    other = made("w3", (6, 20), QuantizerSettings(scale="learned"))
+    other(2 * weight)
+    assert torch.equal(quantizer.steps, next(other.parameters()))
 
 
 def test_annealing_leaves_only_the_weights_near_a_threshold_to_learn() -> None:
