@@ -100,14 +100,14 @@ def evaluator(digits: Digits) -> Evaluator:
 def trained(
     small_space: MobileSpace, digits: Digits, evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory
 ) -> Supernet:
-    """A supernet of the small space after a few epochs; do not change its weights."""
+    """A supernet of the small space after two epochs; do not change its weights."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     supernet = Supernet(small_space)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        training = SandwichTraining(supernet, 5, 0.04, 0.0, 1, 0, evaluator, 1)
+        training = SandwichTraining(supernet, 2, 0.02, 0.0, 1, 0, evaluator, 1)
         train(training, digits, tmp_path_factory.mktemp("supernet"), "cpu")
     torch.set_num_threads(threads)
     return supernet

@@ -13,6 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -46,7 +47,7 @@ def has_chromium() -> bool:
 
 needs_chromium = pytest.mark.skipif(not has_chromium(), reason="Chromium is not installed")
 
-BYTES = {"weight_bits": 8, "input_bits": 8, "output_bits": 8}
+BYTES: dict[str, Any] = {"precision": "w8a8", "input_bits": 8, "output_bits": 8}
 SMALL = LayerSpec("conv2d", 8, 8, 8, 8, 3)
 LARGE = LayerSpec("conv2d", 64, 64, 24, 24, 3)
 INTEGER = LayerSpec("conv2d", 16, 16, 8, 8, 3, activation="relu", **BYTES)
@@ -63,7 +64,15 @@ SPECS = [
     LayerSpec("conv2d", 16, 16, 8, 8, 3, groups=16, **BYTES),
     LayerSpec("conv2d", 16, 24, 8, 8, 1, skip_bits=8, **BYTES),
     LayerSpec("conv2d", 16, 16, 8, 8, 1, sparsity="group@1/4", **BYTES),
-    LayerSpec("linear", 24, 10, weight_bits=8, input_bits=8),
+    LayerSpec("linear", 24, 10, precision="w8a8", input_bits=8),
+    LayerSpec("conv2d", 16, 16, 8, 8, 3, precision="w2", activation="hard_swish"),
+    LayerSpec("conv2d", 16, 16, 8, 8, 3, precision="codebook4"),
+    LayerSpec("conv2d", 16, 16, 8, 8, 3, precision="w8d8"),
+    LayerSpec("conv2d", 16, 16, 8, 8, 3, rank=4),
+    LayerSpec("conv2d", 16, 16, 8, 8, 3, rank=4, **BYTES),
+    LayerSpec("linear", 70, 10, precision="w4@32"),
+    LayerSpec("linear", 70, 10, precision="w4d8@32"),
+    LayerSpec("linear", 70, 10, precision="w8d8"),
 ]
 PAIRS = [(spec, name) for spec in SPECS for name in applicable(spec)]
 
@@ -99,12 +108,12 @@ def identity(elem_type: int, shape: list[int | str]) -> bytes:
     return onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10).SerializeToString()
 
 
-def assert_equal(found: np.ndarray, expected: np.ndarray) -> None:
+def assert_equal(found: np.ndarray, expected: np.ndarray, tolerance: float = 1e-4) -> None:
     assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
     if np.issubdtype(expected.dtype, np.integer):
         assert np.abs(found.astype(int) - expected.astype(int)).max() <= 1
     else:
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=tolerance, atol=0.1 * tolerance * np.abs(expected).max())
 
 
 def test_every_lowering_is_tested() -> None:
@@ -118,7 +127,8 @@ def test_outputs_are_those_of_native_onnxruntime(wasm: Device, spec: LayerSpec, 
     feeds = feeds_of(model)
     expected = native.load(model, X86).run(feeds)
     assert np.ptp(expected.astype(float)) > 0
-    assert_equal(web.load(model, wasm).run(feeds), expected)
+    # WebAssembly has no MatMulNBits on bytes: it takes the input as floats, which is off by its rounding.
+    assert_equal(web.load(model, wasm).run(feeds), expected, 0.2 if name == "matmul_nbits_a8" else 1e-4)
 
 
 @needs_node
@@ -180,14 +190,16 @@ def test_memory_stays_flat_over_hundreds_of_models(wasm: Device) -> None:
 def test_optimized_operators_are_what_runs(wasm: Device) -> None:
     assert web.optimized_operators(layer(INTEGER, "qdq_u8"), wasm) == ["QLinearConv"]
     assert web.optimized_operators(layer(SMALL), wasm) == ["Conv"]
-    linear = LayerSpec("linear", 24, 10, weight_bits=8, input_bits=8)
+    linear = LayerSpec("linear", 24, 10, precision="w8a8", input_bits=8)
     assert "QGemm" in web.optimized_operators(layer(linear, "qdq_u8"), wasm)
 
 
 @needs_node
 def test_borders_are_the_transpositions_of_a_layer_alone(wasm: Device) -> None:
     stages = [{"widths": [16, 24], "depths": [2], "stride": 2}]
-    space = MobileSpace(1, 10, [12], [8, 16], stages, [2, 4], [3, 5], [64], [8, 32], ["dense", "group@1/2", "group@1/4"])
+    space = MobileSpace(
+        1, 10, [12], [8, 16], stages, [2, 4], [3, 5], [64], ["w8a8", "fp32"], ["dense", "group@1/2", "group@1/4"]
+    )
     rng, pairs = np.random.default_rng(0), set()
     for _ in range(12):
         pairs |= {(spec, str(rng.choice(applicable(spec)))) for spec in space.network(space.sample(rng)).layers}
@@ -195,7 +207,7 @@ def test_borders_are_the_transpositions_of_a_layer_alone(wasm: Device) -> None:
         borders = web.borders(spec, name, {})
         # Conversions inside an integer layer, which it pays in a network as well: of a float input to bytes, after a gather of
         # bytes, and before a float skip is added.
-        inside = (spec.weight_bits == 8) * ((spec.input_bits == 32 or "gather" in name) + (spec.skip_bits == 32))
+        inside = spec.integer * ((spec.input_bits == 32 or "gather" in name) + (spec.skip_bits == 32))
         found = web.optimized_operators(layer(spec, name), wasm).count("Transpose") - inside
         assert found == borders.foreign_input + borders.foreign_skip + borders.foreign_output, (spec, name)
         assert not borders.fuses_skip

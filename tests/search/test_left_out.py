@@ -63,7 +63,7 @@ def test_what_does_not_pay_is_left_out(small_space: MobileSpace, useless: Latenc
     what = found(small_space, {"x86": useless})
     judged = [choice for choice in small_space.choices if choice.kind in ("precision", "sparsity")]
     assert {choice.name: what.options(choice) for choice in judged} == {
-        choice.name: (32,) if choice.kind == "precision" else ("dense",) for choice in judged
+        choice.name: ("fp32",) if choice.kind == "precision" else ("dense",) for choice in judged
     }
     assert all(what.options(choice) == choice.options for choice in small_space.choices if choice not in judged)
     assert what.count == sum(len(choice.options) - 1 for choice in judged)
@@ -103,8 +103,10 @@ def test_of_several_devices_all_have_to_agree(
 
 
 def test_sentences_name_kind_option_and_layers() -> None:
-    what = LeftOut({"stem.precision": {8: 32}, "head.precision": {8: 32}, "head.sparsity": {"group@1/2": "dense"}})
-    assert what.sentences() == ["precision 8 of stem, head", "sparsity group@1/2 of head"]
+    what = LeftOut(
+        {"stem.precision": {"w8a8": "fp32"}, "head.precision": {"w8a8": "fp32"}, "head.sparsity": {"group@1/2": "dense"}}
+    )
+    assert what.sentences() == ["precision w8a8 of stem, head", "sparsity group@1/2 of head"]
     assert what.count == 3
     assert NOTHING.sentences() == []
 

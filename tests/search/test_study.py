@@ -238,12 +238,12 @@ def test_constraints_keep_the_front(
 def test_rounds_leave_out_what_they_are_told_and_the_baselines_do_not(
     tiny_space: MobileSpace, latency: LatencyPredictor, measure: Measure, tmp_path: Path
 ) -> None:
-    what = LeftOut({choice.name: {8: 32} for choice in tiny_space.choices if choice.kind == "precision"})
+    what = LeftOut({choice.name: {"w8a8": "fp32"} for choice in tiny_space.choices if choice.kind == "precision"})
     evaluations = started(tiny_space, tmp_path / "e.parquet", measure)
     result = search(tiny_space, latency, evaluations, measure, left_out=what)
 
     def has_integers(architecture: Architecture) -> bool:
-        return any(name.endswith(".precision") and value == 8 for name, value in architecture.items())
+        return any(name.endswith(".precision") and value == "w8a8" for name, value in architecture.items())
 
     rounds = evaluations.of("round 1", "round 2", "round 3")
     assert rounds
