@@ -31,6 +31,7 @@ from search.stages import STAGES, Stage, print_choices
 from search.study import StudySettings
 from spaces.errors import UserError
 from spaces.files import write_atomically
+from spaces.supernet import check_estimators
 
 OVERRIDES_FILE = "overrides.json"
 NOT_OF_THE_RUN = ("run", "stages", "threads")
@@ -141,6 +142,9 @@ def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress
     names = list(devices)
     objectives = parse_objectives([str(text) for text in config.objectives], names)
     constraints = [parse_constraint(str(text), names) for text in config.constraints]
+    with told("estimators"):
+        estimators = instantiate(config.estimators)
+        check_estimators(estimators, space)
     training, sampler = instantiate(config.supernet), sampler_factory(instantiate(study.sampler))
     predictor = instantiate(config.predictor)
     with told("supernet"):
@@ -162,6 +166,7 @@ def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress
         goals=goals_of(objectives, constraints, names),
         seed=config.seed,
         training=training,
+        estimators=estimators,
         predictor=lambda: predictor(seed=config.seed),
         sampler=sampler,
         profile=profile_settings,

@@ -30,6 +30,7 @@ from search.training import SandwichTraining
 from spaces.errors import UserError
 from spaces.space import Space
 from spaces.supernet import Supernet
+from spaces.weights import Estimators
 
 SUPERNET_FILE = "supernet/supernet.safetensors"
 EVALUATIONS_FILE = "evaluations.parquet"
@@ -78,6 +79,7 @@ class Job:
         classes: number of labels.
         goals: what each study looks for.
         seed: of everything that is drawn.
+        estimators: how sparse and quantized weights are trained.
         training: makes the supernet's training from `(supernet, seed, evaluator, on_epoch)`.
         predictor: makes an accuracy predictor.
         sampler: makes an Optuna sampler from a seed.
@@ -97,6 +99,7 @@ class Job:
     classes: int
     goals: Sequence[Goal]
     seed: int
+    estimators: Estimators
     training: Callable[..., SandwichTraining]
     predictor: Callable[[], AccuracyPredictor]
     sampler: Callable[[int], BaseSampler]
@@ -117,7 +120,7 @@ class Job:
         parts: dict[str, Callable[[], list[object]]] = {
             "space": lambda: [self.space.fingerprint],
             "tables": lambda: [self.space.fingerprint, devices, s["profile"], self.seed],
-            "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], self.seed],
+            "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], s["estimators"], self.seed],
             "predictors": lambda: [output("tables"), output("supernet"), s["evaluation"], s["predictor"], self.seed],
             "study": lambda: [output("predictors"), s["study"], goals, self.seed],
             "export": lambda: [output("study"), s["export"]],
@@ -202,7 +205,7 @@ class Job:
             UserError: its weights are missing or damaged.
         """
         path = self.path(SUPERNET_FILE)
-        supernet = Supernet(self.space)
+        supernet = Supernet(self.space, self.estimators)
         try:
             supernet.load_state_dict(load_file(path))
         except (OSError, SafetensorError, RuntimeError) as error:

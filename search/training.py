@@ -20,6 +20,7 @@ from torch.nn import functional as F
 
 from search.evaluation import Evaluator
 from spaces.errors import UserError
+from spaces.quantizers import WeightQuantizer
 from spaces.supernet import Supernet
 
 CHECKPOINT = "last.ckpt"
@@ -72,11 +73,13 @@ class SandwichTraining(pl.LightningModule):
         return int(self.global_step)
 
     def configure_optimizers(self) -> Any:
-        decayed = [p for p in self.supernet.parameters() if p.dim() > 1]
-        other = [p for p in self.supernet.parameters() if p.dim() <= 1]
+        # Scales and codebooks that quantizers learn have no reason to be small.
+        learned = {id(p) for m in self.supernet.modules() if isinstance(m, WeightQuantizer) for p in m.parameters()}
+        decayed = [p for p in self.supernet.parameters() if p.dim() > 1 and id(p) not in learned]
+        other = [p for p in self.supernet.parameters() if p.dim() <= 1 or id(p) in learned]
         groups = [{"params": decayed, "weight_decay": self.weight_decay}, {"params": other, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
-        total = int(self.trainer.estimated_stepping_batches)
+        total = self._total_steps = int(self.trainer.estimated_stepping_batches)
         warmup = max(1, total // 20)
 
         def factor(step: int) -> float:
@@ -99,6 +102,7 @@ class SandwichTraining(pl.LightningModule):
 
     def _sandwich(self, images: torch.Tensor, labels: torch.Tensor) -> None:
         rng = np.random.default_rng([self.seed, self.global_step])
+        self.supernet.start_step(self.global_step, self._total_steps)
         optimizer: Any = self.optimizers()
         optimizer.zero_grad()
         self.supernet.activate(self._largest)
@@ -113,7 +117,9 @@ class SandwichTraining(pl.LightningModule):
             student_loss = F.cross_entropy(self.supernet(images), targets)
             self.manual_backward(student_loss)
             student_losses.append(student_loss.detach())
+        self.supernet.before_step()
         optimizer.step()
+        self.supernet.after_step()
         schedule: Any = self.lr_schedulers()
         schedule.step()
         self._losses.append((loss.detach(), student_losses[0]))
@@ -135,6 +141,9 @@ class SandwichTraining(pl.LightningModule):
             point["validation_accuracy_smallest"] = self.evaluator.evaluate(self.supernet, self._smallest).accuracy
         self.curve.append(point)
         self.on_epoch(done, self.curve)
+
+    def on_fit_end(self) -> None:
+        self.supernet.start_step(1, 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["curve"] = self.curve

@@ -16,6 +16,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property, lru_cache
 
+from spaces.low_rank import rank_of
 from spaces.precision import FLOAT, FLOAT_BITS, PER_CHANNEL, PER_INPUT, PER_TENSOR, Precision, parse_precision
 from spaces.sparsity import check_sparsity, kept_weights
 
@@ -86,7 +87,8 @@ class LayerSpec:
         if not self.rank:
             return
         most = self.full_rank
-        if self.groups > 1 or not 1 <= self.rank <= most or self.sparsity != "dense":
+        dynamic = self.arithmetic.activations == "dynamic"
+        if self.groups > 1 or not 1 <= self.rank <= most or self.sparsity != "dense" or dynamic:
             raise ValueError(
                 f"not a layer: rank {self.rank} of {self}; allowed is 1 to {most} of a dense weight without groups"
             )
@@ -343,6 +345,10 @@ class NetworkBuilder:
         self._shapes[name] = shape
         self._rows.append(_Row(name, fields, sparsity, rank, (source,) if skip is None else (source, skip)))
         return name
+
+    def rank(self, text: str, source: str, out_channels: int) -> int:
+        """The rank that an option such as `1/4` or `full` means for a 1x1 convolution that reads `source`; 0 for full."""
+        return rank_of(text, min(self._shapes[source][0], out_channels))
 
     def build(self) -> Network:
         """The network, with `input_bits`, `output_bits` and `skip_bits` settled.

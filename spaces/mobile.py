@@ -15,9 +15,12 @@ from itertools import product
 from spaces.choice import Architecture, Choice, Option
 from spaces.errors import UserError
 from spaces.layers import INPUT, Network, NetworkBuilder
+from spaces.low_rank import FULL, rank_of
 from spaces.precision import parse_precision
 from spaces.space import Space
-from spaces.sparsity import check_sparsity, parse
+from spaces.sparsity import DENSE, check_sparsity, parse
+
+RANK_STEPS = 10_000
 
 When = tuple[str, tuple[Option, ...]] | None
 
@@ -46,6 +49,8 @@ class MobileSpace(Space):
         head: widths of the last convolution.
         precisions: of every convolution and the classifier, e.g. `w8a8` and `fp32`; the first is the cheapest.
         sparsities: of convolutions that mix channels, e.g. `dense` and `group@1/2`.
+        ranks: of dense convolutions that mix channels, `full` and shares such as `1/4`; a choice where there are several.
+        activations: `relu` and `hard_swish`; a choice per stage where there are several.
         max_width: widths above it are left out.
         width_per_block: a width for every block instead of every stage.
 
@@ -67,6 +72,8 @@ class MobileSpace(Space):
         head: Sequence[int],
         precisions: Sequence[str],
         sparsities: Sequence[str],
+        ranks: Sequence[str] = (FULL,),
+        activations: Sequence[str] = ("relu",),
         stem_stride: int = 1,
         max_width: int | None = None,
         width_per_block: bool = False,
@@ -82,8 +89,13 @@ class MobileSpace(Space):
         without_zero = [text for text in self.precisions if not parse_precision(text).has_zero]
         if without_zero and self.sparsities != ("dense",):
             raise UserError(
-                f"precision {without_zero[0]} has no zero for sparse weights; allowed with it is sparsities=[dense]"
+                f"precision {without_zero[0]} has no zero for sparse weights; allowed beside it: sparsities=[dense]"
             )
+        self.ranks = _ranks(ranks)
+        self.activations = _among("activations", activations, ("relu", "hard_swish"))
+        dynamic = [text for text in self.precisions if parse_precision(text).activations == "dynamic"]
+        if dynamic and self.ranks != (FULL,):
+            raise UserError(f"precision {dynamic[0]} runs no factors; allowed beside it: ranks=[{FULL}]")
         self.resolutions = _ascending("resolutions", resolutions)
         self.stem = self._widths("stem", stem, max_width)
         self.head = self._widths("head", head, max_width)
@@ -118,6 +130,8 @@ class MobileSpace(Space):
             choices.append(Choice(f"stage{s}.depth", stage.depths))
             if not self.width_per_block:
                 choices.append(Choice(f"stage{s}.width", stage.widths))
+            if len(self.activations) > 1:
+                choices.append(Choice(f"stage{s}.activation", self.activations, ordered=False))
             for b in range(1, max(stage.depths) + 1):
                 block = f"stage{s}.block{b}"
                 deep_enough = tuple(depth for depth in stage.depths if depth >= b)
@@ -140,7 +154,10 @@ class MobileSpace(Space):
         return [Choice(f"{layer}.precision", self.precisions, when=when)]
 
     def _mixing(self, layer: str, when: When) -> list[Choice]:
-        return [*self._precision(layer, when), Choice(f"{layer}.sparsity", self.sparsities, when=when)]
+        choices = [*self._precision(layer, when), Choice(f"{layer}.sparsity", self.sparsities, when=when)]
+        if self.ranks != (FULL,):
+            choices.append(Choice(f"{layer}.rank", self.ranks, when=(f"{layer}.sparsity", (DENSE,))))
+        return choices
 
     # -- the walk ---------------------------------------------------------------------------------------------------------
 
@@ -164,17 +181,20 @@ class MobileSpace(Space):
                 block = f"stage{s}.block{b}"
                 out = a.integer(f"{block}.width" if self.width_per_block else f"stage{s}.width")
                 stride = stage.stride if b == 1 else 1
-                x, width = self._block(net, a, block, x, width, out, stride), out
+                activation = str(a.get(f"stage{s}.activation", self.activations[0]))
+                x, width = self._block(net, a, block, x, width, out, stride, activation), out
         x = self._mix(net, a, "head", x, a.integer("head.width"), "relu")
         x = net.add("pool", "global_pool", x)
         net.add("classifier", "linear", x, self.classes, precision=str(a["classifier.precision"]))
         return net.build()
 
-    def _block(self, net: NetworkBuilder, a: Architecture, block: str, x: str, width: int, out: int, stride: int) -> str:
+    def _block(
+        self, net: NetworkBuilder, a: Architecture, block: str, x: str, width: int, out: int, stride: int, activation: str
+    ) -> str:
         source = x
         expansion = a.integer(f"{block}.expansion")
         if expansion > 1:
-            x = self._mix(net, a, f"{block}.expand", x, width * expansion, "relu")
+            x = self._mix(net, a, f"{block}.expand", x, width * expansion, activation)
         x = net.add(
             f"{block}.depthwise",
             "conv2d",
@@ -182,7 +202,7 @@ class MobileSpace(Space):
             kernel=a.integer(f"{block}.kernel"),
             stride=stride,
             depthwise=True,
-            activation="relu",
+            activation=activation,
             precision=str(a[f"{block}.depthwise.precision"]),
         )
         skip = source if stride == 1 and width == out else None
@@ -191,7 +211,8 @@ class MobileSpace(Space):
     def _mix(self, net: NetworkBuilder, a: Architecture, name: str, x: str, out: int, act: str, skip: str | None = None) -> str:
         """A 1x1 convolution with its own precision and sparsity."""
         precision, sparsity = str(a[f"{name}.precision"]), str(a[f"{name}.sparsity"])
-        return net.add(name, "conv2d", x, out, activation=act, precision=precision, sparsity=sparsity, skip=skip)
+        rank = net.rank(str(a.get(f"{name}.rank", FULL)), x, out)
+        return net.add(name, "conv2d", x, out, activation=act, precision=precision, sparsity=sparsity, rank=rank, skip=skip)
 
 
 def _positive(what: str, value: object) -> int:
@@ -205,6 +226,19 @@ def _precisions(texts: object) -> tuple[str, ...]:
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
         raise UserError(f"precisions is {texts!r}; allowed is a list such as [w8a8,fp32]")
     return tuple(sorted(set(texts), key=lambda text: (parse_precision(text).bits, not parse_precision(text).integer, text)))
+
+
+def _among(what: str, texts: object, allowed: tuple[str, ...]) -> tuple[str, ...]:
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not set(texts) <= set(allowed):
+        raise UserError(f"{what} is {texts!r}; allowed is a list out of {', '.join(allowed)}")
+    return tuple(text for text in allowed if text in texts)
+
+
+def _ranks(texts: object) -> tuple[str, ...]:
+    """Distinct ranks, the lowest first."""
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
+        raise UserError(f"ranks is {texts!r}; allowed is a list such as ['1/4','1/2',{FULL}]")
+    return tuple(sorted(set(texts), key=lambda text: rank_of(text, RANK_STEPS) or RANK_STEPS))
 
 
 def _sparsities(texts: object) -> tuple[str, ...]:

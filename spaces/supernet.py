@@ -6,6 +6,7 @@ layer's name finds its elastic weights. So any space that walks is trainable, an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import torch
@@ -13,11 +14,15 @@ from torch import nn
 
 from spaces.choice import Architecture
 from spaces.elastic import OPERATORS, ElasticLayer, LayerOptions
+from spaces.errors import UserError
 from spaces.layers import Network, Node
 from spaces.low_rank import rank_of
+from spaces.mask_training import MASK_TRAININGS
 from spaces.plain import PlainNetwork, module_key, run_network
+from spaces.quantizers import WeightQuantizer
 from spaces.space import Space
-from spaces.weights import Estimators
+from spaces.sparsity import parse
+from spaces.weights import ElasticWeight, Estimators
 
 REMEMBERED_NETWORKS = 64
 
@@ -36,6 +41,7 @@ class Supernet(nn.Module):
     def __init__(self, space: Space, estimators: Estimators | None = None) -> None:
         super().__init__()
         self.space, self.estimators = space, estimators or Estimators()
+        check_estimators(self.estimators, space)
         self._walk = lru_cache(REMEMBERED_NETWORKS)(space.network)
         self._network = space.network(space.largest())
         self.layers = nn.ModuleDict({module_key(node.name): self._layer(node) for node in self._network.nodes})
@@ -55,6 +61,28 @@ class Supernet(nn.Module):
         self._network = self._walk(architecture)
         return self._network
 
+    def start_step(self, step: int, steps: int) -> None:
+        """Say that `step` of `steps` optimizer steps are done; all of them at the end of a training."""
+        self.estimators.masks.start_step(step, steps)
+        for module in self.modules():
+            if isinstance(module, WeightQuantizer):
+                module.progress = step / steps
+
+    def before_step(self) -> None:
+        """To be called after the backward passes of a step, before the optimizer's step."""
+        self._each_sparse_weight(lambda weight, shape, sparsity: weight.before_step(shape, sparsity))
+
+    def after_step(self) -> None:
+        """To be called after the optimizer's step, while gradients are still those of the step."""
+        self._each_sparse_weight(lambda weight, shape, sparsity: weight.after_step(shape, sparsity))
+
+    def _each_sparse_weight(self, action: Callable[[ElasticWeight, tuple[int, ...], str], None]) -> None:
+        if not self.estimators.masks.one_sparsity:
+            return  # such a training leaves stored weights alone
+        for node in self._walk(self.space.largest()).nodes:
+            for weight, shape in self.layer(node.name).weights_of(node.spec):
+                action(weight, shape, node.spec.sparsity)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(n, channels, any height, any width)` to logits `(n, classes)` by the active architecture."""
         return run_network(self._network, images, lambda node, x, skip: self.layer(node.name)(node.spec, x, skip))
@@ -70,3 +98,25 @@ class Supernet(nn.Module):
         """A plain network with copies of the weights that this architecture uses; in training mode equal to `forward`."""
         network = self._walk(architecture)
         return PlainNetwork(network, {node.name: self.layer(node.name).extract(node.spec) for node in network.nodes})
+
+
+def check_estimators(estimators: Estimators, space: Space) -> None:
+    """Make sure that a space can be trained so.
+
+    Raises:
+        UserError: the mask training changes stored weights for one sparsity, and a layer has several; or it works on single
+            weights, and a pattern keeps or removes several together.
+    """
+    masks = estimators.masks
+    name = next((name for name, kind in MASK_TRAININGS.items() if type(masks) is kind), type(masks).__name__)
+    for choice in space.choices:
+        if choice.kind != "sparsity":
+            continue
+        if masks.one_sparsity and len(choice.options) > 1:
+            raise UserError(
+                f"mask training {name} trains one sparsity per layer; {choice.name} has {', '.join(map(str, choice.options))}; "
+                "give one: space.sparsities=[...]"
+            )
+        together = [str(o) for o in choice.options if parse(str(o)).pattern not in ("dense", "unstructured", "n:m")]
+        if masks.single_weights and together:
+            raise UserError(f"mask training {name} prunes single weights; {choice.name} has {together[0]}; allowed is e.g. 2:4")

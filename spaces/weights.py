@@ -31,12 +31,16 @@ class Estimators:
     Args:
         masks: how gradients pass a mask, and what happens to removed weights between steps.
         quantizers: how scales are found and gradients pass a grid.
-        saliency: which weights a mask keeps, a name in `spaces.saliency`.
+        saliency: which weights a mask keeps, a name in `spaces.saliency`. `taylor` needs gradients; a supernet that is read
+            from a file has none, and then goes by magnitude.
     """
 
     masks: MaskTraining = field(default_factory=MaskTraining)
     quantizers: QuantizerSettings = field(default_factory=QuantizerSettings)
     saliency: str = "magnitude"
+
+    def __post_init__(self) -> None:
+        saliency_of(self.saliency)
 
 
 class ElasticWeight(nn.Module):
@@ -91,6 +95,11 @@ class ElasticWeight(nn.Module):
         if sparsity == "dense":
             return None
         return self.estimators.masks.backward_weight(sliced(self.values, shape), partial(self._mask, sparsity=sparsity))
+
+    def before_step(self, shape: tuple[int, ...], sparsity: str) -> None:
+        """What the mask training does to gradients before an optimizer step; to those of a layer at full size only."""
+        if sparsity != "dense" and shape == self.values.shape:
+            self.estimators.masks.before_step(self.values)
 
     def after_step(self, shape: tuple[int, ...], sparsity: str) -> None:
         """What the mask training does to stored weights after an optimizer step; to those of a layer at full size only."""

@@ -15,6 +15,7 @@ from spaces.quantizers import EncodedWeight, QuantizerSettings, quantizer_of
 from spaces.sparsity import GROUP_BLOCKS, group_channels, kept_inputs
 
 BYTE_BITS = 8
+UNPACKING_BYTES = 1500  # about what the nodes take that unpack codes: where they save less, floats are smaller
 
 
 def weight_of(weights: LayerWeights) -> np.ndarray:
@@ -76,8 +77,8 @@ def float_weight(
     Codes are packed into bytes and unpacked by nodes that depend on constants alone, so a runtime does that once, when it loads
     the model (onnxruntime's constant folding): the file is small, and runs as fast as one with floats.
     """
-    if encoded is None:
-        return g.constant(name, weight.astype(np.float32))
+    if encoded is None or weight.size * (32 - encoded.bits) // 8 < UNPACKING_BYTES:
+        return g.constant(name, values_of(weight, encoded).astype(np.float32))
     codes, scales = encoded.codes.numpy(), encoded.scales.numpy().astype(np.float32)
     if encoded.codebook is not None:
         book = g.constant(f"{name}_codebook", encoded.codebook.numpy().astype(np.float32).reshape(-1))

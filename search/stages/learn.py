@@ -24,7 +24,7 @@ from spaces.supernet import Supernet
 def train_supernet(job: Job) -> Facts:
     """Train, from the last checkpoint if there is one."""
     torch.manual_seed(job.seed)
-    supernet = Supernet(job.space)
+    supernet = Supernet(job.space, job.estimators)
     evaluator = job.evaluator
 
     def on_epoch(done: int, curve: list[dict[str, float]]) -> None:
