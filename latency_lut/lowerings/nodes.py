@@ -11,6 +11,7 @@ import torch
 from latency_lut.graph import GraphBuilder, Tensor
 from latency_lut.lowerings.base import LayerWeights
 from spaces.layers import LayerSpec
+from spaces.precision import FLOAT_BITS
 from spaces.quantizers import EncodedWeight, QuantizerSettings, quantizer_of
 from spaces.sparsity import GROUP_BLOCKS, group_channels, kept_inputs
 
@@ -77,7 +78,7 @@ def float_weight(
     Codes are packed into bytes and unpacked by nodes that depend on constants alone, so a runtime does that once, when it loads
     the model (onnxruntime's constant folding): the file is small, and runs as fast as one with floats.
     """
-    if encoded is None or weight.size * (32 - encoded.bits) // 8 < UNPACKING_BYTES:
+    if encoded is None or _saved_bytes(encoded) < UNPACKING_BYTES:
         return g.constant(name, values_of(weight, encoded).astype(np.float32))
     codes, scales = encoded.codes.numpy(), encoded.scales.numpy().astype(np.float32)
     if encoded.codebook is not None:
@@ -95,6 +96,11 @@ def float_weight(
     else:
         scale = g.constant(f"{name}_scale", scales.reshape(*scales.shape, *[1] * (codes.ndim - 2)))
     return g.op("Mul", [values, scale], name)
+
+
+def _saved_bytes(encoded: EncodedWeight) -> int:
+    """What codes and scales take less than floats would."""
+    return encoded.codes.numel() * (FLOAT_BITS - encoded.bits) // BYTE_BITS - encoded.scales.numel() * FLOAT_BITS // BYTE_BITS
 
 
 def _levels(g: GraphBuilder, codes: np.ndarray, bits: int, name: str) -> ir.Value:

@@ -1,0 +1,65 @@
+"""The examples in docs/extending.md, run as they stand there."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from latency_lut.device import Device
+from latency_lut.lowering import applicable
+from search.evaluation import Evaluator
+from search.export import Tolerances, export, verify
+from spaces import sparsity
+from spaces.elastic import OPERATORS
+from spaces.layers import LayerSpec
+from spaces.supernet import Supernet
+
+EXTENDING = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+def example(heading: str) -> str:
+    """The first block of Python below a heading."""
+    section = EXTENDING.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
+    assert found is not None, heading
+    return found[1]
+
+
+def test_the_space_is_trainable_and_ships(evaluator: Evaluator, x86: Device) -> None:
+    names: dict[str, Any] = {"__name__": "spaces.chain"}
+    exec(compile(example("A space").replace("from __future__ import annotations\n", ""), "chain.py", "exec"), names)
+    space = names["ChainSpace"](channels=1, classes=10, resolutions=[8], widths=[8, 16], depth=2)
+    supernet = Supernet(space)
+    for seed in range(4):
+        architecture = space.sample(np.random.default_rng(seed))
+        supernet.activate(architecture)
+        supernet(torch.randn(4, 1, 8, 8)).sum().backward()
+        plain = evaluator.plain(supernet, architecture)
+        lowerings = [applicable(spec)[0] for spec in plain.network.layers]
+        model = export(plain, lowerings, x86, {})
+        assert verify(plain, lowerings, model, x86, evaluator.split, Tolerances(agreement=0.95)).failures == []
+
+
+@pytest.fixture
+def own_inputs() -> Any:
+    exec(compile(example("A sparsity pattern"), "sparsity.py", "exec"), vars(sparsity))
+    yield
+    del sparsity.PATTERNS["own_inputs"]
+    sparsity.parse.cache_clear()
+
+
+def test_the_sparsity_pattern_is_there_for_every_layer(own_inputs: None) -> None:
+    spec = LayerSpec("conv2d", 8, 6, 5, 5, 3, sparsity="own_inputs@1/4")
+    layer = OPERATORS["conv2d"](spec)
+    plain = layer.extract(spec)
+    kept = plain.arithmetic.get_parameter("weight").abs().sum(dim=(2, 3)) > 0
+    assert kept.sum(dim=1).tolist() == [2] * 6
+    assert spec.kept_weights == 6 * 2 * 9
+    assert applicable(spec) == ("fp32",)
+    x = torch.randn(2, 8, 5, 5)
+    torch.testing.assert_close(plain.train()(x), layer(spec, x))
