@@ -32,6 +32,9 @@ _INSTRUCTION_SETS = (
 )
 
 
+GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+
+
 class LoadedModel(Protocol):
     """A model that is ready to run on a device, its inputs bound to random data."""
 
@@ -129,7 +132,9 @@ class Device:
             raise UserError(f"device {self.name}: runtime is {self.runtime!r}; allowed are {', '.join(runtimes())}")
         available = self.load_runtime().providers()
         if self.provider not in available:
-            raise UserError(f"device {self.name}: provider is {self.provider!r}; available here are {', '.join(available)}")
+            mend = "; for GPUs run: pip install onnxruntime-gpu" if self.provider in GPU_PROVIDERS else ""
+            here = f"available here are {', '.join(available)}"
+            raise UserError(f"device {self.name}: provider is {self.provider!r}; {here}{mend}")
 
     def load_runtime(self) -> Runtime:
         """The module that loads and times models on this device."""

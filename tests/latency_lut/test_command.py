@@ -51,7 +51,7 @@ def command(tmp_path, monkeypatch, capsys):
     [
         (["max_pair=3"], "max_pair"),
         (["gadget=x86"], "gadget"),
-        (["device=toaster"], "Available options in 'device': wasm wasm_chromium x86"),
+        (["device=toaster"], "Available options in 'device': arm ort_cuda ort_tensorrt wasm wasm_chromium x86"),
         (["device=[]"], "no device"),
         (["data=nowhere"], "data/nowhere"),
         (["max_pairs=[1"], "[1"),
@@ -63,7 +63,7 @@ def command(tmp_path, monkeypatch, capsys):
         (["+space.colour=3"], "colour"),
         (["space._target_=spaces.nowhere.Space"], "spaces.nowhere.Space"),
         (["data=custom"], "Missing mandatory value"),
-        (["-m", "device=toaster"], "Available options in 'device': wasm wasm_chromium x86"),
+        (["-m", "device=toaster"], "Available options in 'device': arm ort_cuda ort_tensorrt wasm wasm_chromium x86"),
         (["-m", "space.max_width=2,3"], "max_width=2"),
     ],
 )
@@ -120,7 +120,11 @@ def test_a_sweep_runs_every_combination_and_leaves_nothing(command, tmp_path):
 def test_help_explains(command):
     status, out, _ = command("--help")
     assert status == 0
-    for text in ("python -m latency_lut device=x86", "device: wasm, wasm_chromium, x86", "max_pairs"):
+    for text in (
+        "python -m latency_lut device=x86",
+        "device: arm, ort_cuda, ort_tensorrt, wasm, wasm_chromium, x86",
+        "max_pairs",
+    ):
         assert text in out
 
 

@@ -48,3 +48,10 @@ def test_wrong_settings_are_told_in_one_line(settings, said):
 
 def test_onnxruntime_is_a_runtime():
     assert "onnxruntime" in runtimes()
+
+
+def test_a_gpu_that_is_not_there_is_told_with_what_to_install() -> None:
+    if "CUDAExecutionProvider" in Device("x86").load_runtime().providers():
+        pytest.skip("there is one")
+    with pytest.raises(UserError, match=r"'CUDAExecutionProvider'; available here are .*CPU.*pip install onnxruntime-gpu"):
+        Device("gpu", provider="CUDAExecutionProvider")
