@@ -17,6 +17,7 @@ A precision is written as text: an option of a choice, a field of a `LayerSpec` 
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import dataclass
 from fractions import Fraction
@@ -27,11 +28,32 @@ from spaces.errors import UserError
 FLOAT = "fp32"
 FLOAT_BITS = 32
 INTEGER_BITS = (2, 3, 4, 8)
-CODED_BITS = (2, 3, 4)
 PER_CHANNEL, PER_TENSOR, PER_INPUT = "channel", "tensor", "inputs"
 
 _INTEGER = re.compile(r"w(\d+)([ad]8)?(?:@(\d+|tensor|inputs))?")
-_NAMED = re.compile(r"(ternary|binary)(_a8)?|(power|codebook)(\d+)|(partial)@(\d+/\d+)")
+_NAMED = re.compile(r"([a-z]+)(\d+)?(?:@(\d+/[1-9]\d*))?(_a8)?")
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How weights that are no plain integers are written.
+
+    Args:
+        example: a text of this kind.
+        bits: of a weight; when there are several, the text says which: `power4`.
+        integer_levels: whether they run in integer arithmetic too, with `_a8` behind their text.
+        has_zero: whether a weight can be 0, as sparse layers need.
+        salient: whether the text says a share of the weights that stay in 8 bits: `partial@1/8`.
+    """
+
+    example: str
+    bits: tuple[int, ...]
+    integer_levels: bool = False
+    has_zero: bool = True
+    salient: bool = False
+
+
+KINDS: dict[str, Kind] = {}  # by name; `spaces.quantizers` registers them
 
 
 @dataclass(frozen=True)
@@ -40,7 +62,7 @@ class Precision:
 
     Args:
         text: as it is written.
-        weights: the kind of weights: `float`, `integer`, `ternary`, `binary`, `power`, `codebook` or `partial`.
+        weights: the kind of weights: `float`, `integer` or one of `KINDS`.
         weight_bits: bits of one stored weight (of the unsalient ones, for `partial`).
         activations: `float`; `static`: 8 bits with a fixed range; `dynamic`: the input in 8 bits by its own range.
         scales: what shares a scale: `channel`, `tensor`, `inputs` or, as a number, that many inputs of an output channel.
@@ -66,7 +88,7 @@ class Precision:
     @property
     def has_zero(self) -> bool:
         """Whether a weight can be 0, as sparse layers need."""
-        return self.weights in ("float", "integer", "ternary", "power")
+        return self.weights not in KINDS or KINDS[self.weights].has_zero
 
     @property
     def bits(self) -> float:
@@ -85,9 +107,10 @@ def parse_precision(text: str) -> Precision:
         return Precision(FLOAT, "float", FLOAT_BITS)
     precision = _integer(text) or _named(text)
     if precision is None:
+        named = [k.example + (f", {k.example}_a8" if k.integer_levels else "") for k in KINDS.values()]
         raise UserError(
             f"precision {text!r}; allowed are fp32, w8a8 w4a8 w3a8 w2a8, w8d8, w8 w4 w3 w2 (with @tensor, @inputs or a block "
-            "size such as @32), w4d8@32, ternary, binary, ternary_a8, binary_a8, power4, codebook4 and partial@1/8"
+            f"size such as @32), w4d8@32, {', '.join(named)}"
         )
     return precision
 
@@ -111,13 +134,15 @@ def _integer(text: str) -> Precision | None:
 
 
 def _named(text: str) -> Precision | None:
+    importlib.import_module("spaces.quantizers")  # where the kinds are; it needs this module, so not at the top
     match = _NAMED.fullmatch(text)
-    if match is None:
+    kind = KINDS.get(match[1]) if match else None
+    if match is None or kind is None:
         return None
-    levels, static, coded, bits, partial, share = match.groups()
-    if levels:
-        return Precision(text, levels, 2 if levels == "ternary" else 1, "static" if static else "float")
-    if coded:
-        return Precision(text, coded, int(bits)) if int(bits) in CODED_BITS else None
-    salient = Fraction(share) if not share.endswith("/0") else Fraction(0)
-    return Precision(text, partial, 1, salient=salient) if 0 < salient < 1 else None
+    written, share = match[2], Fraction(match[3] or 0)
+    bits = kind.bits[0] if len(kind.bits) == 1 else int(written or 0)
+    several, static = len(kind.bits) > 1, match[4] is not None
+    fits = (written is not None) is several and bits in kind.bits and (0 < share < 1 if kind.salient else not match[3])
+    if not fits or (static and not kind.integer_levels):
+        return None
+    return Precision(text, match[1], bits, "static" if static else "float", salient=share)

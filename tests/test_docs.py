@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,14 @@ import torch
 
 from latency_lut.device import Device
 from latency_lut.lowering import applicable
+from latency_lut.network import build_layer
 from search.evaluation import Evaluator
-from search.export import Tolerances, export, verify
-from spaces import sparsity
+from search.export import Tolerances, export, layer_weights, verify
+from spaces import precision, sparsity
 from spaces.elastic import OPERATORS
 from spaces.layers import LayerSpec
+from spaces.quantizers import scales, weights
+from spaces.quantizers.straight_through import straight_through
 from spaces.supernet import Supernet
 
 EXTENDING = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -63,3 +67,36 @@ def test_the_sparsity_pattern_is_there_for_every_layer(own_inputs: None) -> None
     assert applicable(spec) == ("fp32",)
     x = torch.randn(2, 8, 5, 5)
     torch.testing.assert_close(plain.train()(x), layer(spec, x))
+
+
+@pytest.fixture
+def shift() -> Any:
+    names = {**vars(weights), **vars(scales), "straight_through": straight_through, "__name__": "spaces.quantizers.shift"}
+    source = "from __future__ import annotations\nfrom spaces.precision import Kind\n" + example("A quantizer")
+    exec(compile(source, "shift.py", "exec"), names)
+    yield
+    for registry in (weights.WEIGHT_QUANTIZERS, precision.KINDS):
+        del registry["shift"]
+    precision.parse_precision.cache_clear()
+
+
+@pytest.mark.parametrize("lowering", ["fp32", "gather_groups"])
+def test_the_quantizer_trains_and_ships(shift: None, lowering: str) -> None:
+    spec = LayerSpec("conv2d", 64, 64, 5, 5, precision="shift4", sparsity="group@1/2")
+    layer = OPERATORS["conv2d"](spec)
+    x = torch.randn(2, 64, 5, 5)
+    layer(spec, x).square().sum().backward()
+    assert layer.get_parameter("weight.values").grad is not None
+    plain = layer.extract(spec)
+    torch.testing.assert_close(plain.train()(x), layer(spec, x))
+    plain.eval().fold()
+    encoded = plain.codes[0]
+    assert encoded is not None
+    assert set((encoded.decode() / encoded.scales[:, :, None, None]).unique().tolist()) <= {
+        sign * 0.5**k for k in range(7) for sign in (-1, 0, 1)
+    }
+    filled = replace(layer_weights(plain), output_range=None)
+    model = build_layer(spec, lowering, filled, batch=2)
+    device = Device("x86", batch=2)
+    output = device.load_runtime().load(model, device).run({"input": x.numpy()})
+    np.testing.assert_allclose(output, plain(x).detach().numpy(), atol=1e-4)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from spaces.precision import PER_CHANNEL, Precision
+from spaces.precision import PER_CHANNEL, Kind, Precision
 from spaces.quantizers.activations import SMALLEST_SCALE
 from spaces.quantizers.integer import WEIGHT_LIMIT, last_level, ruled_step
 from spaces.quantizers.scales import Scales, Shape, grouped, maximum_step, mean_magnitude, spread
@@ -29,7 +29,7 @@ GAUSSIAN_CODEBOOKS = {
 }
 
 
-@weight_quantizer("power")
+@weight_quantizer("power", Kind("power4", (2, 3, 4)))
 class PowerWeights(WeightQuantizer):
     """Levels that are uniform in `sign(w) |w|**a` (NUPES, arXiv:2308.05600), a codebook of one parameter, the exponent a.
 
@@ -116,7 +116,7 @@ class _OnCurve(torch.autograd.Function):
         return gradient, sums / (a * math.sqrt(codes.numel() * ctx.limit)), None, None, None, None
 
 
-@weight_quantizer("codebook")
+@weight_quantizer("codebook", Kind("codebook4", (2, 3, 4)))
 class CodebookWeights(WeightQuantizer):
     """Each weight takes the nearest of a few learned values, times its scale (JLCM, arXiv:2309.17361).
 
@@ -187,7 +187,7 @@ class _LookUp(torch.autograd.Function):
         return gradient, sums / math.sqrt(codes.numel() * (ctx.entries // 2)), None, None
 
 
-@weight_quantizer("partial")
+@weight_quantizer("partial", Kind("partial@1/8", (1,), has_zero=False, salient=True))
 class PartialWeights(WeightQuantizer):
     """Binary weights, but the largest magnitudes of the layer in 8 bits (PB-LLM, arXiv:2310.00034).
 

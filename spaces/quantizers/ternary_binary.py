@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from spaces.precision import PER_CHANNEL
+from spaces.precision import PER_CHANNEL, Kind
 from spaces.quantizers.activations import SMALLEST_SCALE
 from spaces.quantizers.scales import grouped, mean_magnitude, spread
 from spaces.quantizers.straight_through import straight_through
@@ -21,7 +21,7 @@ RESTE_LAST_EXPONENT = 3.0
 BIPER_FREQUENCY = 0.8  # about one over the standard deviation of normally distributed weights
 
 
-@weight_quantizer("ternary")
+@weight_quantizer("ternary", Kind("ternary", (2,), integer_levels=True))
 class TernaryWeights(WeightQuantizer):
     """Weights -s, 0, s (TWN, arXiv:1605.04711): 0 up to 0.7 of the mean magnitude, s the mean of the magnitudes above it.
 
@@ -45,7 +45,7 @@ def _ternary(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return weight.sign() * kept, scales
 
 
-@weight_quantizer("binary")
+@weight_quantizer("binary", Kind("binary", (1,), integer_levels=True, has_zero=False))
 class BinaryWeights(WeightQuantizer):
     """Weights -s and s with s the mean magnitude of the channel (arXiv:1603.05279, arXiv:2211.07091).
 

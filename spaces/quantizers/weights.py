@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from spaces.errors import UserError
-from spaces.precision import PER_CHANNEL, PER_TENSOR, Precision
+from spaces.precision import KINDS, PER_CHANNEL, PER_TENSOR, Kind, Precision
 from spaces.quantizers.scales import Scales, Shape, group_shape, spread
 
 SCALE_RULES = ("maximum", "percentile", "learned", "statistics")
@@ -142,11 +142,18 @@ WEIGHT_QUANTIZERS: dict[str, type[WeightQuantizer]] = {}
 Quantizer = TypeVar("Quantizer", bound=type[WeightQuantizer])
 
 
-def weight_quantizer(kind: str) -> Callable[[Quantizer], Quantizer]:
-    """Register a quantizer under the kind of weights in `Precision.weights`."""
+def weight_quantizer(name: str, kind: Kind | None = None) -> Callable[[Quantizer], Quantizer]:
+    """Register a quantizer.
+
+    Args:
+        name: in `Precision.weights`; lower-case letters.
+        kind: how such a precision is written; `None` for integers, which `spaces.precision` knows.
+    """
 
     def register(cls: Quantizer) -> Quantizer:
-        WEIGHT_QUANTIZERS[kind] = cls
+        WEIGHT_QUANTIZERS[name] = cls
+        if kind is not None:
+            KINDS[name] = kind
         return cls
 
     return register
