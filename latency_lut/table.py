@@ -55,7 +55,8 @@ _SCHEMA = pa.schema(
 @cache
 def pair_key(spec: LayerSpec, lowering: str) -> Pair:
     """The key under which a layer's lowering is measured: the layer that runs the same kernels on tensors of the same sizes."""
-    return LOWERINGS[lowering].runs_as(spec), lowering
+    entry = LOWERINGS[lowering]
+    return entry.runs_as(spec), entry.measured_as
 
 
 @dataclass(frozen=True)

@@ -198,11 +198,11 @@ class LatencyPredictor:
                 fitted[pair] = float(us), float(us) * self._regressor.std[pair[1]]
         for spec, keys in pairs.items():
             options = []
-            for key in keys:
+            for name, key in zip(applicable(spec), keys, strict=True):
                 entry = self.table.entries.get(key)
                 us, std_us = fitted[key] if entry is None else (entry.us, entry.spread_us)
-                borders = self._runtime.borders(spec, key[1], self.table.device)
-                options.append(LayerPrice(key[1], us, std_us, entry is not None, borders, key[0].sparsity != "dense"))
+                borders = self._runtime.borders(spec, name, self.table.device)
+                options.append(LayerPrice(name, us, std_us, entry is not None, borders, key[0].sparsity != "dense"))
             kilo_elements = spec.output_elements / 1e3 if spec.output_bits == FLOAT_BITS else 0.0
             self._layers[spec] = _Priced(tuple(options), kilo_elements, spec.skip_bits > 0, _resident_bytes(spec) / 1e3)
 

@@ -140,7 +140,7 @@ def predicted_candidates(
     front = evaluated_front(seen, predicted, goal.objectives, goal.constraints)
     starts = front or nearest(as_candidates(seen, predicted, goal.constraints))
     runs = (a for c in starts for a in (c.architecture, *precision_runs(space, c.architecture)))
-    seeds = list(dict.fromkeys(space.architecture(left_out.replaced(a)) for a in runs))
+    seeds = list(dict.fromkeys(space.completed(left_out.replaced(a)) for a in runs))
     predict = partial(predicted.predict, accuracy=predictor)
     return propose(
         space, predict, goal.objectives, goal.constraints, sampler, count, seeds, on_progress=on_progress, left_out=left_out

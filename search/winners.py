@@ -192,7 +192,7 @@ def uniform(space: Space, architecture: Architecture, precision: str) -> Archite
             values[choice.name] = precision
         if choice.kind in ("sparsity", "rank") and choice.name in values:
             values[choice.name] = choice.options[-1]
-    return space.architecture(values)
+    return space.completed(values)  # a layer that becomes dense has a rank to choose
 
 
 def baselines_of(

@@ -56,9 +56,17 @@ class Space(ABC):
             active[choice.name] = value
         return Architecture(active)
 
+    def completed(self, values: Mapping[str, Option]) -> Architecture:
+        """The architecture that `values` describe, with the last option of every active choice that they leave open.
+
+        Raises:
+            ValueError: as `architecture`.
+        """
+        return self.architecture({choice.name: choice.options[-1] for choice in self.choices} | dict(values))
+
     def largest(self) -> Architecture:
         """The last option of every choice."""
-        return self.architecture({choice.name: choice.options[-1] for choice in self.choices})
+        return self.completed({})
 
     def smallest(self) -> Architecture:
         """The first option of every choice."""

@@ -66,6 +66,7 @@ class Lowering:
         applies: to which layers it does.
         core: makes the nodes of the arithmetic.
         runs_as: the layer that the runtime runs just as fast, since it runs the same kernels: the key in a latency table.
+        measured_as: with which lowering that layer has these kernels.
         integer_kernels: how many kernels of the optimized graph compute in integers.
     """
 
@@ -73,6 +74,7 @@ class Lowering:
     applies: Callable[[LayerSpec], bool]
     core: Core
     runs_as: Callable[[LayerSpec], LayerSpec]
+    measured_as: str
     integer_kernels: int
 
 
@@ -84,11 +86,12 @@ def lowering(
     applies: Callable[[LayerSpec], bool],
     runs_as: Callable[[LayerSpec], LayerSpec] = as_itself,
     integer_kernels: int = 0,
+    measured_as: str | None = None,
 ) -> Callable[[Core], Core]:
     """Register a lowering; see `Lowering` for the arguments."""
 
     def register(core: Core) -> Core:
-        LOWERINGS[name] = Lowering(name, applies, core, runs_as, integer_kernels)
+        LOWERINGS[name] = Lowering(name, applies, core, runs_as, measured_as or name, integer_kernels)
         return core
 
     return register

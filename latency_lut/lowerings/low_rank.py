@@ -38,6 +38,7 @@ def two_factors(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tens
     "factors_multiplied",
     lambda spec: bool(spec.rank) and computes_in_floats(spec),
     lambda spec: replace(spec, precision=FLOAT, rank=0),
+    measured_as="fp32",
 )
 def factors_multiplied(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -> ir.Value:
     """The product of the factors as one float layer: more arithmetic and bytes, fewer kernels."""

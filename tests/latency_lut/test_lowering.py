@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from latency_lut.lowering import LOWERINGS, LayerWeights, applicable
 from latency_lut.network import build_layer, random_weights
+from latency_lut.table import pair_key
 from spaces.errors import UserError
 from spaces.layers import LayerSpec
 from spaces.precision import parse_precision
@@ -306,6 +307,16 @@ def check(case: Example, output: np.ndarray) -> None:
 def test_a_layer_alone_computes_what_the_reference_computes(lowering: str, spec: LayerSpec) -> None:
     case = example(spec)
     check(case, layer_output(lowering, case))
+
+
+@pytest.mark.parametrize(("lowering", "spec"), CASES, ids=[f"{name} {spec}" for name, spec in CASES])
+def test_the_key_of_a_layer_can_be_measured_and_is_its_own_key(lowering: str, spec: LayerSpec) -> None:
+    key, name = pair_key(spec, lowering)
+    assert name in applicable(key)
+    assert pair_key(key, name) == (key, name)
+    assert LayerSpec.from_json(key.to_json()) == key
+    sizes = ("operator", "in_channels", "out_channels", "height", "width", "kernel", "stride", "groups", "activation")
+    assert all(getattr(key, size) == getattr(spec, size) for size in sizes)
 
 
 def test_every_lowering_and_every_spec_is_covered() -> None:

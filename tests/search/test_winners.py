@@ -175,3 +175,11 @@ def test_measured_latencies_stand_on_the_cards_and_teach_the_table_once(
     assert len(table.networks) == before + 2
     assert [n.source for n in table.networks[before:]] == ["winner"] * 2
     assert [n.us for n in table.networks[before:]] == [card["measured_us"] for card in complete]
+
+
+def test_a_uniform_network_of_a_space_with_ranks_has_full_rank() -> None:
+    stages = [{"widths": [8], "depths": [1], "stride": 2}]
+    ranks = MobileSpace(1, 10, [8], [8], stages, [2], [3], [16], ["w8a8", "fp32"], ["dense", "group@1/2"], ["1/4", "full"])
+    for seed in range(20):
+        made = uniform(ranks, ranks.sample(np.random.default_rng(seed)), "w8a8")
+        assert {(spec.rank, spec.sparsity) for spec in ranks.layers(made)} == {(0, "dense")}
