@@ -133,6 +133,12 @@ def scales_of(spec: LayerSpec, weight: np.ndarray) -> np.ndarray:
     return np.asarray(encoded.scales.double().reshape(-1).numpy())
 
 
+def bias_scales_of(spec: LayerSpec, weight: np.ndarray) -> np.ndarray:
+    """Weights of few levels get a finer grid, so that their bias is not rounded as coarsely as they are."""
+    most = int(encoding(spec, weight).codes.abs().max())
+    return scales_of(spec, weight) / max(1, 64 // most)
+
+
 def encoding(spec: LayerSpec, weight: np.ndarray) -> EncodedWeight:
     """Quantizers are tested in tests/spaces; here their codes are taken for granted."""
     quantizer = quantizer_of(spec.arithmetic, weight.shape, QuantizerSettings())
@@ -174,7 +180,7 @@ def low_rank(spec: LayerSpec, weights: LayerWeights, x: np.ndarray, weight: np.n
         assert weights.factor_range is not None
         middle = in_range(middle, weights.factor_range)
         input_scale = float(activation_grid(*weights.factor_range)[0])
-        scales = scales_of(spec, np.asarray(weights.weight))
+        scales = bias_scales_of(spec, np.asarray(weights.weight))
         bias = np.rint(bias / (scales * input_scale)) * scales * input_scale
     y = np.einsum("oi,nihw->nohw", weight.reshape(len(weight), -1), middle) + bias[:, None, None]
     return np.asarray(y)
@@ -196,7 +202,7 @@ def arithmetic(spec: LayerSpec, weights: LayerWeights, x: np.ndarray) -> np.ndar
         if spec.input_bits == 32:
             assert weights.input_range is not None
             x, input_scale = in_range(x, weights.input_range), float(activation_grid(*weights.input_range)[0])
-        scales = scales_of(spec, weights.weight)
+        scales = bias_scales_of(spec, weights.weight)
         bias = np.rint(bias / (scales * input_scale)) * scales * input_scale
     weight = weight.reshape(*weight.shape[:2], spec.kernel, spec.kernel)
     x, weight, bias = (np.ascontiguousarray(array, np.float64) for array in (x, weight, bias))
