@@ -410,8 +410,12 @@ def test_a_message_is_put_together_from_its_frames() -> None:
 @needs_chromium
 def test_a_closed_page_is_told(in_browser: Device) -> None:
     session = web.load(layer(SMALL), in_browser)
-    worker = psutil.Process(web.worker_of(in_browser).pid)
-    worker.kill()
+    browser = psutil.Process(web.worker_of(in_browser).pid)
+    processes = [browser, *browser.children(recursive=True)]  # the page's own process may outlive the browser for a moment
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(processes, timeout=10)
     with pytest.raises(WebError, match="Chromium"):
         session.visit(0.001)
 
