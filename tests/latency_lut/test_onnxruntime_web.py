@@ -1,5 +1,6 @@
 """onnxruntime-web, really: outputs against native onnxruntime, timing, memory, errors, in Node and in Chromium."""
 
+import contextlib
 import gc
 import io
 import json
