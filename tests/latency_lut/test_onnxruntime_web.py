@@ -73,6 +73,10 @@ SPECS = [
     LayerSpec("linear", 70, 10, precision="w4@32"),
     LayerSpec("linear", 70, 10, precision="w4d8@32"),
     LayerSpec("linear", 70, 10, precision="w8d8"),
+    LayerSpec("layer_norm", 24, 24, 5, 5),
+    LayerSpec("layer_norm", 24, 24, 5, 5, input_bits=8, output_bits=8),
+    LayerSpec("attention", 96, 32, 5, 5, heads=4),
+    LayerSpec("attention", 96, 32, 1, 30, heads=2, input_bits=8, output_bits=8, skip_bits=8),
 ]
 PAIRS = [(spec, name) for spec in SPECS for name in applicable(spec)]
 
