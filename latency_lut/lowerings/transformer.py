@@ -42,6 +42,12 @@ def layer_norm_first(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x:
     return g.op("Add", [g.op("Mul", [normal, g.constant("weight", weight)], "weighted"), g.constant("bias", bias)], "norm")
 
 
+def exchanges_rows(spec: LayerSpec, name: str) -> bool:
+    """Whether a lowering takes and gives bytes with channels last, though it computes in floats: the optimizer of onnxruntime
+    cancels the transpositions of the one layer norm, and takes those around the other one out when there is one at both sides."""
+    return spec.operator == "layer_norm" and (name == "layer_norm" or (spec.input_bits, spec.output_bits) == (8, 8))
+
+
 @lowering("attention", lambda spec: spec.operator == "attention")
 def attention(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -> ir.Value:
     """Two products around a softmax. Transposed operands and the scale become part of the products (FusedMatMul)."""

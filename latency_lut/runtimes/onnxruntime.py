@@ -16,6 +16,7 @@ import onnx
 import onnxruntime as ort
 
 from latency_lut.device import Borders, Device
+from latency_lut.lowerings.transformer import exchanges_rows
 from latency_lut.timing import interleaved, steadied
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT_BITS
@@ -133,7 +134,7 @@ def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]
     block = 16 if "avx512f" in str(description.get("instruction_sets", "")) else 8
     integer, gathers = spec.integer, lowering.startswith("gather")
     pool, conv = spec.operator == "global_pool", spec.operator == "conv2d"
-    rows = integer or lowering == "layer_norm"
+    rows = integer or exchanges_rows(spec, lowering)
     blocked = conv and not integer and _fills_blocks(spec, gathers, block)
     if spec.input_bits == FLOAT_BITS:
         direct = not spec.depthwise and spec.in_channels < block  # such a convolution reads plain channels

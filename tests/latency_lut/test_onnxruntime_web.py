@@ -218,6 +218,17 @@ def test_borders_are_the_transpositions_of_a_layer_alone(wasm: Device) -> None:
     assert len(pairs) > 60
 
 
+@needs_node
+@pytest.mark.parametrize("name", ["layer_norm", "layer_norm_first", "attention", "multi_head_attention"])
+def test_borders_of_layers_of_tokens_with_bytes(wasm: Device, name: str) -> None:
+    attends = LayerSpec("attention", 48, 16, 4, 4, input_bits=8, output_bits=8, heads=2)
+    spec = attends if "attention" in name else LayerSpec("layer_norm", 16, 16, 4, 4, input_bits=8, output_bits=8)
+    borders = web.borders(spec, name, {})
+    inside = 4 if name == "multi_head_attention" else 0  # of queries, keys, values and the result
+    found = web.optimized_operators(layer(spec, name), wasm).count("Transpose") - inside
+    assert found == borders.foreign_input + borders.foreign_output
+
+
 # -- what goes wrong ----------------------------------------------------------------------------------------------------------
 
 
