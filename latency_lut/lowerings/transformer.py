@@ -43,8 +43,11 @@ def layer_norm_first(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x:
 
 
 def exchanges_rows(spec: LayerSpec, name: str) -> bool:
-    """Whether a lowering takes and gives bytes with channels last, though it computes in floats: the optimizer of onnxruntime
-    cancels the transpositions of the one layer norm, and takes those around the other one out when there is one at both sides."""
+    """Whether a lowering takes and gives bytes with channels last, though it computes in floats.
+
+    The optimizer of onnxruntime cancels the transpositions of `layer_norm` against those around bytes, and takes out those
+    around `layer_norm_first` when there is one at both sides.
+    """
     return spec.operator == "layer_norm" and (name == "layer_norm" or (spec.input_bits, spec.output_bits) == (8, 8))
 
 

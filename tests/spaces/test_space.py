@@ -129,7 +129,9 @@ TINY: dict[str, Callable[[], Space]] = {
         sparsities=["dense"],
         width_per_block=True,
     ),
-    "transformer": lambda: transformer(resolutions=[8], widths=[4], depths=[1, 2], heads=[1, 2], ratios=[2], precisions=["fp32"]),
+    "transformer": lambda: transformer(
+        resolutions=[8], widths=[4], depths=[1, 2], heads=[1, 2], ratios=[2], precisions=["fp32"]
+    ),
     "toy": ToySpace,
 }
 

@@ -89,6 +89,17 @@ def test_one_head_is_the_textbook_formula() -> None:
     torch.testing.assert_close(self_attention(x, 1)[0].flatten(1).T, expected)
 
 
+def test_torchs_own_layer_in_the_order_of_the_documentation() -> None:
+    torch.manual_seed(0)
+    theirs = torch.nn.MultiheadAttention(12, 3, batch_first=True)
+    x = torch.randn(2, 12, 2, 5)
+    tokens = x.flatten(2).mT
+    expected = theirs(tokens, tokens, tokens, need_weights=False)[0].mT.reshape(x.shape)
+    weight = theirs.in_proj_weight.reshape(3, 12, -1).transpose(0, 1).reshape(36, -1)
+    found = self_attention(F.conv2d(x, weight[:, :, None, None]), 3)
+    torch.testing.assert_close(F.conv2d(found, theirs.out_proj.weight[:, :, None, None]), expected, rtol=1e-4, atol=1e-5)
+
+
 def test_memory_order_does_not_matter() -> None:
     x = torch.randn(2, 24, 3, 4)
     torch.testing.assert_close(self_attention(x.contiguous(memory_format=torch.channels_last), 2), self_attention(x, 2))
