@@ -7,7 +7,18 @@ compute the same function, and `applicable` lists them. They are defined in `lat
 
 from __future__ import annotations
 
-from latency_lut.lowerings import dynamic, floating, integer, low_rank  # importing them registers them
+from latency_lut.lowerings import dynamic, floating, integer, low_rank, transformer  # importing them registers them
 from latency_lut.lowerings.base import LOWERINGS, LayerWeights, Lowering, applicable, lower
 
-__all__ = ["LOWERINGS", "LayerWeights", "Lowering", "applicable", "dynamic", "floating", "integer", "low_rank", "lower"]
+__all__ = [
+    "LOWERINGS",
+    "LayerWeights",
+    "Lowering",
+    "applicable",
+    "dynamic",
+    "floating",
+    "integer",
+    "low_rank",
+    "lower",
+    "transformer",
+]

@@ -57,6 +57,9 @@ def build_model(
 def random_weights(spec: LayerSpec, rng: np.random.Generator) -> LayerWeights:
     """Weights that keep activations in range, for timing: a layer's speed does not depend on their values."""
     output_range = (0.0, 4.0) if spec.activation == "relu" else (-4.0, 4.0)
+    if spec.operator == "layer_norm":
+        weight, bias = rng.uniform(0.5, 1.5, (2, spec.out_channels)).astype(np.float32)
+        return LayerWeights(weight, bias, output_range)
     if not spec.weight_shape:
         return LayerWeights(output_range=output_range)
     fan_in = int(np.prod(spec.weight_shape[1:]))

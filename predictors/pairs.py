@@ -79,6 +79,8 @@ def _features(spec: LayerSpec, lowering: str) -> list[float]:
         spec.input_elements,
         spec.output_elements,
         spec.kept_weights,
+        spec.heads,
+        spec.scratch_bytes,
     )
     flags = (
         spec.depthwise,

@@ -20,6 +20,7 @@ from latency_lut.network import build_model
 from search.evaluation import Split, predict
 from spaces.layers import INPUT, Network
 from spaces.plain import ActivationQuantizer, Factors, PlainLayer, PlainNetwork, resize
+from spaces.tokens import LayerNorm
 
 INTEGER_KERNELS = {
     "conv2d": ("QLinearConv", "ConvInteger"),
@@ -84,7 +85,7 @@ def layer_weights(layer: PlainLayer) -> LayerWeights:
         factor = LayerWeights(factor=first, factor_encoded=layer.codes[0], factor_range=middle)
         arithmetic = arithmetic.second
     weight = bias = None
-    if isinstance(arithmetic, torch.nn.Conv2d | torch.nn.Linear):
+    if isinstance(arithmetic, torch.nn.Conv2d | torch.nn.Linear | LayerNorm):
         weight = arithmetic.weight.detach().cpu().numpy()
         assumed = torch.zeros(layer.spec.out_channels) if arithmetic.bias is None else arithmetic.bias
         bias = assumed.detach().cpu().numpy()

@@ -66,11 +66,14 @@ def layers(summary: Summary) -> go.Figure | None:
     return figure.update_layout(barmode="overlay", dragmode=False)
 
 
+PLAIN_KINDS = ("pool", "layer_norm", "attention")  # kinds of layers without a weight that could be sparse or quantized
+
+
 def style_of(layer: Mapping[str, Any]) -> tuple[str, str, str]:
     """Name of the precision, sparsity, and colour of a layer."""
     text = str(layer.get("precision"))
     name, colour = PRECISIONS.get(text, (text, OTHER_COLOURS[sum(text.encode()) % len(OTHER_COLOURS)]))
-    return ("no weights", "dense", GREY) if layer.get("kind") == "pool" else (name, str(layer.get("sparsity")), colour)
+    return ("no weights", "dense", GREY) if layer.get("kind") in PLAIN_KINDS else (name, str(layer.get("sparsity")), colour)
 
 
 def patterns_of(sparsities: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -12,7 +12,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from latency_lut.figures import figure_of, number, safe, shown
-from search.report_choices import kept, merged, patterns_of, style_of
+from search.report_choices import PLAIN_KINDS, kept, merged, patterns_of, style_of
 from search.report_figures import hover_of
 from search.report_text import Summary, device_of, microseconds, verified
 
@@ -76,7 +76,7 @@ def overview(views: Sequence[Summary]) -> list[dict[str, str]]:
     rows = []
     for place, view in enumerate(views):
         winners = view.get("winners") or []
-        layers = [layer for w in winners for layer in w.get("layers") or [] if layer.get("kind") != "pool"]
+        layers = [layer for w in winners for layer in w.get("layers") or [] if layer.get("kind") not in PLAIN_KINDS]
         precisions = Counter(style_of(layer)[0] for layer in layers)
         sparse = sum(style_of(layer)[1] != "dense" for layer in layers)
         rows.append(

@@ -110,6 +110,7 @@ class Exporter:
             "kernel": spec.kernel,
             "precision": spec.precision,
             "rank": spec.rank,
+            "heads": spec.heads,
             "sparsity": spec.sparsity,
             "lowering": lowering,
             "macs": spec.macs,

@@ -23,6 +23,7 @@ from spaces.layers import LayerSpec
 from spaces.low_rank import factors_of
 from spaces.plain import Factors, PlainLayer, enter_layer, finish_layer, plain_operator
 from spaces.quantizers import EncodedWeight, quantize_to_own_range
+from spaces.tokens import LayerNorm, SelfAttention, layer_norm, self_attention
 from spaces.weights import ElasticWeight, Estimators
 
 
@@ -208,3 +209,30 @@ class GlobalPool(ElasticLayer):
 
     def extract(self, spec: LayerSpec) -> PlainLayer:
         return PlainLayer(spec, nn.AdaptiveAvgPool2d(1))
+
+
+@operator("layer_norm")
+class ElasticLayerNorm(ElasticLayer):
+    """Layer norm over the channels of every token. Width is a slice: the first channels. There are no statistics to keep."""
+
+    def __init__(self, spec: LayerSpec, options: LayerOptions | None = None) -> None:
+        super().__init__(spec, options)
+        self.weight = nn.Parameter(torch.ones(spec.out_channels))
+        self.bias = nn.Parameter(torch.zeros(spec.out_channels))
+
+    def arithmetic(self, spec: LayerSpec, x: torch.Tensor) -> torch.Tensor:
+        return layer_norm(x, self.weight[: spec.out_channels], self.bias[: spec.out_channels])
+
+    def extract(self, spec: LayerSpec) -> PlainLayer:
+        return PlainLayer(spec, LayerNorm(self.weight[: spec.out_channels], self.bias[: spec.out_channels]))
+
+
+@operator("attention")
+class Attention(ElasticLayer):
+    """The core of self-attention in any number and width of heads; what is shared is in the projections around it."""
+
+    def arithmetic(self, spec: LayerSpec, x: torch.Tensor) -> torch.Tensor:
+        return self_attention(x, spec.heads)
+
+    def extract(self, spec: LayerSpec) -> PlainLayer:
+        return PlainLayer(spec, SelfAttention(spec.heads))

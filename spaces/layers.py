@@ -6,6 +6,9 @@ place only: the walk in `Space.network`.
 
 Bits say how a tensor *is*: 32 is float, 8 a quantized integer. A tensor between two layers is quantized as soon as its
 producer or one of its consumers computes in integers; `NetworkBuilder` decides that once, for torch and for every runtime.
+
+Tokens are the positions of a map: a sequence of `width` tokens with `channels` features is `(n, channels, 1, width)`, patches
+of an image are `(n, channels, height, width)`. A linear layer over every token is therefore a `conv2d` with kernel 1.
 """
 
 from __future__ import annotations
@@ -21,7 +24,8 @@ from spaces.precision import FLOAT, FLOAT_BITS, PER_CHANNEL, PER_INPUT, PER_TENS
 from spaces.sparsity import check_sparsity, kept_weights
 
 INPUT = "input"
-OPERATOR_NAMES = ("conv2d", "linear", "global_pool")
+OPERATOR_NAMES = ("conv2d", "linear", "global_pool", "layer_norm", "attention")
+TOKEN_OPERATORS = ("layer_norm", "attention")
 ACTIVATIONS = ("none", "relu", "hard_swish")
 
 
@@ -30,7 +34,8 @@ class LayerSpec:
     """One deployable layer.
 
     Args:
-        operator: `conv2d`, `linear` or `global_pool`.
+        operator: `conv2d`, `linear`, `global_pool`, `layer_norm` (over the channels of every token) or `attention` (the core of
+            multi-head self-attention, whose input holds queries, keys and values; see `spaces.tokens` for their order).
         in_channels: channels (features) of the input.
         out_channels: channels (features) of the output.
         height: rows of the input; 1 for `linear`.
@@ -45,6 +50,7 @@ class LayerSpec:
         skip_bits: how the tensor that is added before the activation arrives; 0: there is none.
         sparsity: pattern and kept share of the weight, `dense` or e.g. `group@1/2` (see `spaces.sparsity`).
         rank: the weight is a product of two factors that meet in so many channels; 0: it is one matrix.
+        heads: of `attention`; 0 for every other operator.
     """
 
     operator: str
@@ -62,6 +68,7 @@ class LayerSpec:
     skip_bits: int = 0
     sparsity: str = "dense"
     rank: int = 0
+    heads: int = 0
 
     def __post_init__(self) -> None:
         sizes = (self.in_channels, self.out_channels, self.height, self.width, self.kernel, self.stride, self.groups)
@@ -80,6 +87,7 @@ class LayerSpec:
         if self.weight_shape:
             check_sparsity(self.sparsity, self.weight_shape)
         self._check_rank()
+        self._check_tokens()
         if self.operator == "linear" and (self.height, self.width, self.skip_bits) != (1, 1, 0):
             raise ValueError(f"not a layer: {self}; a linear layer reads (n, channels, 1, 1) and adds no skip")
 
@@ -92,6 +100,19 @@ class LayerSpec:
             raise ValueError(
                 f"not a layer: rank {self.rank} of {self}; allowed is 1 to {most} of a dense weight without groups"
             )
+
+    def _check_tokens(self) -> None:
+        attends = self.operator == "attention"
+        if attends != (self.heads > 0) or self.heads < 0:
+            raise ValueError(f"not a layer: {self.heads} heads of {self.operator}; attention has at least 1, others have 0")
+        if self.operator not in TOKEN_OPERATORS:
+            return
+        if (self.kernel, self.stride, self.groups) != (1, 1, 1):
+            raise ValueError(f"not a layer: {self}; {self.operator} has kernel, stride and groups 1")
+        if not attends and self.in_channels != self.out_channels:
+            raise ValueError(f"not a layer: {self}; layer_norm keeps the number of channels")
+        if attends and (self.in_channels != 3 * self.out_channels or self.out_channels % self.heads):
+            raise ValueError(f"not a layer: {self}; {self.heads} heads read 3 * {self.heads} * width channels, give a third")
 
     @cached_property
     def arithmetic(self) -> Precision:
@@ -128,7 +149,7 @@ class LayerSpec:
 
     @property
     def kind(self) -> str:
-        """What people call the layer: `depthwise`, `pointwise`, `conv`, `linear` or `pool`."""
+        """What people call the layer: `depthwise`, `pointwise`, `conv`, `linear`, `pool`, `layer_norm` or `attention`."""
         if self.operator != "conv2d":
             return "pool" if self.operator == "global_pool" else self.operator
         return "depthwise" if self.depthwise else "pointwise" if self.kernel == 1 else "conv"
@@ -158,20 +179,29 @@ class LayerSpec:
     @property
     def parameters(self) -> int:
         """Kept weights and biases."""
+        if self.operator == "layer_norm":
+            return 2 * self.out_channels
         return self.kept_weights + (self.out_channels if self.weight_shape else 0)
 
     @property
     def macs(self) -> int:
-        """Multiply-accumulates of one sample with only the kept weights counted."""
+        """Multiply-accumulates of one sample with only the kept weights counted.
+
+        Mean, variance and affine map of a layer norm are one each per element; a softmax is not counted.
+        """
         if self.operator == "global_pool":
-            return self.in_channels * self.height * self.width
+            return self.input_elements
+        if self.operator == "layer_norm":
+            return 3 * self.input_elements
+        if self.operator == "attention":
+            return 2 * self.out_channels * self.tokens**2
         return self.kept_weights * self.out_height * self.out_width
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of the kept weights at their precision, 4 per bias, and 4 per scale where weights are quantized."""
         if not self.weight_shape:
-            return 0
+            return 4 * self.parameters
         shapes = self.factor_shapes if self.rank else (self.weight_shape,)
         scales = 0 if self.arithmetic.float_weights else sum(self._scales(shape) for shape in shapes)
         return math.ceil(self.kept_weights * self.arithmetic.bits / 8) + 4 * (self.out_channels + scales)
@@ -181,6 +211,16 @@ class LayerSpec:
         if isinstance(shared, int):
             return shape[0] * math.ceil(math.prod(shape[1:]) / shared)
         return {PER_CHANNEL: shape[0], PER_TENSOR: 1, PER_INPUT: shape[1]}[shared]
+
+    @property
+    def tokens(self) -> int:
+        """Positions of the input."""
+        return self.height * self.width
+
+    @property
+    def scratch_bytes(self) -> int:
+        """Bytes of one sample that exist only while the layer runs: the float scores of attention, of every pair of tokens."""
+        return 4 * self.heads * self.tokens**2
 
     @property
     def input_elements(self) -> int:
@@ -224,6 +264,7 @@ class LayerSpec:
         text += f" +{self.skip_bits}" if self.skip_bits else ""
         text += f" {self.activation}" if self.activation != "none" else ""
         text += f" rank {self.rank}" if self.rank else ""
+        text += f" {self.heads} heads" if self.heads else ""
         return text + (f" {self.sparsity}" if self.sparsity != "dense" else "")
 
 
@@ -272,26 +313,30 @@ class Network:
 
     @property
     def peak_activation_bytes(self) -> int:
-        """Largest sum of tensors alive at once for one sample, when nodes run in order and a tensor dies after its last use."""
+        """Largest sum of tensors alive at once for one sample, when nodes run in order and a tensor dies after its last use.
+
+        What a layer needs only while it runs (`LayerSpec.scratch_bytes`) is counted too.
+        """
         size = {INPUT: 4 * self.input_shape[0] * self.input_shape[1] * self.input_shape[2]}
         last_use = {name: index for index, node in enumerate(self.nodes) for name in (node.name, *node.inputs)}
         alive, peak = size[INPUT], 0
         for index, node in enumerate(self.nodes):
             size[node.name] = node.spec.output_bytes
             alive += node.spec.output_bytes
-            peak = max(peak, alive)
+            peak = max(peak, alive + node.spec.scratch_bytes)
             alive -= sum(size[name] for name in {node.name, *node.inputs} if last_use[name] == index)
         return peak
 
 
 @dataclass(frozen=True)
 class _Row:
-    """A layer whose tensors' bits are not settled yet: the leading fields of its `LayerSpec`, and the sparsity."""
+    """A layer whose tensors' bits are not settled yet: the leading fields of its `LayerSpec`, and the last ones."""
 
     name: str
     fields: tuple[str, int, int, int, int, int, int, int, str, str]
     sparsity: str
     rank: int
+    heads: int
     inputs: tuple[str, ...]
 
     @property
@@ -325,9 +370,12 @@ class NetworkBuilder:
         precision: str = FLOAT,
         sparsity: str = "dense",
         rank: int = 0,
+        heads: int = 0,
         skip: str | None = None,
     ) -> str:
         """Append a layer that reads `source` (and adds `skip`), return its name.
+
+        Without `out_channels` it has as many as its input, attention a third of them.
 
         Raises:
             ValueError: the name is taken, a tensor that is read is unknown, or the skip has another shape than the output.
@@ -335,15 +383,16 @@ class NetworkBuilder:
         if name in self._shapes or source not in self._shapes:
             raise ValueError(f"layer {name} reads {source}; names are distinct, and what is read comes first")
         channels, height, width = self._shapes[source]
-        out = channels if out_channels is None else out_channels
+        kept = channels // 3 if operator == "attention" else channels
+        out = kept if out_channels is None else out_channels
         groups = channels if depthwise else 1
         fields = (operator, channels, out, height, width, kernel, stride, groups, activation, precision)
-        spec = _layer(*fields)
+        spec = _layer(*fields, heads=heads)
         shape = (out, spec.out_height, spec.out_width)
         if skip is not None and self._shapes.get(skip) != shape:
             raise ValueError(f"{name} gives {shape} but adds {skip}, which is {self._shapes.get(skip)}")
         self._shapes[name] = shape
-        self._rows.append(_Row(name, fields, sparsity, rank, (source,) if skip is None else (source, skip)))
+        self._rows.append(_Row(name, fields, sparsity, rank, heads, (source,) if skip is None else (source, skip)))
         return name
 
     def rank(self, text: str, source: str, out_channels: int) -> int:
@@ -364,5 +413,6 @@ class NetworkBuilder:
         for row in self._rows:
             bits = [8 if name in quantized else FLOAT_BITS for name in (row.inputs[0], row.name, *row.inputs[1:])]
             skip_bits = bits[2] if len(bits) > 2 else 0
-            nodes.append(Node(row.name, _layer(*row.fields, bits[0], bits[1], skip_bits, row.sparsity, row.rank), row.inputs))
+            settled = (bits[0], bits[1], skip_bits, row.sparsity, row.rank, row.heads)
+            nodes.append(Node(row.name, _layer(*row.fields, *settled), row.inputs))
         return Network(self._input_shape, tuple(nodes))

@@ -16,6 +16,7 @@ from spaces.choice import Architecture, Choice, Option
 from spaces.errors import UserError
 from spaces.layers import INPUT, Network, NetworkBuilder
 from spaces.low_rank import FULL, rank_of
+from spaces.options import ascending, distinct_precisions, positive
 from spaces.precision import parse_precision
 from spaces.space import Space
 from spaces.sparsity import DENSE, check_sparsity, parse
@@ -78,13 +79,13 @@ class MobileSpace(Space):
         max_width: int | None = None,
         width_per_block: bool = False,
     ) -> None:
-        self.channels, self.classes = _positive("channels", channels), _positive("classes", classes)
-        self.stem_stride, self.width_per_block = _positive("stem_stride", stem_stride), width_per_block
-        self.kernels = _ascending("kernels", kernels)
+        self.channels, self.classes = positive("channels", channels), positive("classes", classes)
+        self.stem_stride, self.width_per_block = positive("stem_stride", stem_stride), width_per_block
+        self.kernels = ascending("kernels", kernels)
         if any(kernel % 2 == 0 for kernel in self.kernels):
             raise UserError(f"kernels are {list(kernels)}; allowed are odd numbers")
-        self.expansions = _ascending("expansions", expansions)
-        self.precisions = _precisions(precisions)
+        self.expansions = ascending("expansions", expansions)
+        self.precisions = distinct_precisions(precisions)
         self.sparsities = _sparsities(sparsities)
         without_zero = [text for text in self.precisions if not parse_precision(text).has_zero]
         if without_zero and self.sparsities != ("dense",):
@@ -96,7 +97,7 @@ class MobileSpace(Space):
         dynamic = [text for text in self.precisions if parse_precision(text).activations == "dynamic"]
         if dynamic and self.ranks != (FULL,):
             raise UserError(f"precision {dynamic[0]} runs no factors; allowed beside it: ranks=[{FULL}]")
-        self.resolutions = _ascending("resolutions", resolutions)
+        self.resolutions = ascending("resolutions", resolutions)
         self.stem = self._widths("stem", stem, max_width)
         self.head = self._widths("head", head, max_width)
         self.stages = tuple(self._stage(index, stage, max_width) for index, stage in enumerate(stages))
@@ -109,10 +110,10 @@ class MobileSpace(Space):
         if not isinstance(stage, Mapping) or not {"widths", "depths"} <= set(stage) <= {"widths", "depths", "stride"}:
             raise UserError(f"{what} is {stage!r}; allowed is {{widths: [...], depths: [...], stride: ...}}")
         widths = self._widths(f"{what}.widths", stage["widths"], max_width)
-        return Stage(widths, _ascending(f"{what}.depths", stage["depths"]), _positive(f"{what}.stride", stage.get("stride", 1)))
+        return Stage(widths, ascending(f"{what}.depths", stage["depths"]), positive(f"{what}.stride", stage.get("stride", 1)))
 
     def _widths(self, what: str, widths: object, max_width: int | None) -> tuple[int, ...]:
-        options = tuple(w for w in _ascending(what, widths) if max_width is None or w <= max_width)
+        options = tuple(w for w in ascending(what, widths) if max_width is None or w <= max_width)
         if not options:
             raise UserError(f"max_width={max_width} leaves no option of {what}: {widths}")
         for width, sparsity in product(options, self.sparsities):
@@ -215,19 +216,6 @@ class MobileSpace(Space):
         return net.add(name, "conv2d", x, out, activation=act, precision=precision, sparsity=sparsity, rank=rank, skip=skip)
 
 
-def _positive(what: str, value: object) -> int:
-    if type(value) is not int or value < 1:
-        raise UserError(f"{what} is {value!r}; allowed are positive integers")
-    return value
-
-
-def _precisions(texts: object) -> tuple[str, ...]:
-    """Distinct precisions by the bits of weights and arithmetic, the cheapest first."""
-    if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
-        raise UserError(f"precisions is {texts!r}; allowed is a list such as [w8a8,fp32]")
-    return tuple(sorted(set(texts), key=lambda text: (parse_precision(text).bits, not parse_precision(text).integer, text)))
-
-
 def _among(what: str, texts: object, allowed: tuple[str, ...]) -> tuple[str, ...]:
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not set(texts) <= set(allowed):
         raise UserError(f"{what} is {texts!r}; allowed is a list out of {', '.join(allowed)}")
@@ -247,11 +235,3 @@ def _sparsities(texts: object) -> tuple[str, ...]:
         raise UserError(f"sparsities is {texts!r}; allowed is a list such as [dense,group@1/2]; in YAML quote 2:4")
     distinct = {parse(text): text for text in reversed(texts)}
     return tuple(distinct[key] for key in sorted(distinct, key=lambda s: (s.kept, s.pattern, s.sizes)))
-
-
-def _ascending(what: str, values: object) -> tuple[int, ...]:
-    if not isinstance(values, Sequence) or isinstance(values, str) or not values:
-        raise UserError(f"{what} is {values!r}; allowed is a list of positive integers")
-    if any(type(value) is not int or value < 1 for value in values):
-        raise UserError(f"{what} are {list(values)}; allowed are positive integers")
-    return tuple(sorted(set(values)))

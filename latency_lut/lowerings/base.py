@@ -21,7 +21,8 @@ class LayerWeights:
     """What fills a layer in its final form: batch norm folded, mask applied, weights on their grid.
 
     Args:
-        weight: float32 of `LayerSpec.weight_shape`, or the second of `LayerSpec.factor_shapes`; `None` without weights.
+        weight: float32 of `LayerSpec.weight_shape`, or the second of `LayerSpec.factor_shapes`; `None` without weights;
+            `(channels,)` for a layer norm.
         bias: `(out_channels,)` float32, `None` likewise.
         output_range: range of the output's grid, when the output is quantized.
         input_range: range of the input's grid, when an integer layer gets a float input.

@@ -21,7 +21,7 @@ from latency_lut.lowerings.nodes import (
     values_of,
     weight_of,
 )
-from spaces.layers import LayerSpec
+from spaces.layers import TOKEN_OPERATORS, LayerSpec
 from spaces.precision import FLOAT, PER_CHANNEL, PER_TENSOR
 from spaces.quantizers import EncodedWeight
 from spaces.sparsity import GROUP_BLOCKS, parse
@@ -37,7 +37,11 @@ def has_groups(spec: LayerSpec) -> bool:
     return spec.operator == "conv2d" and spec.groups == 1 and parse(spec.sparsity).pattern == "group"
 
 
-@lowering("fp32", lambda spec: computes_in_floats(spec) and not spec.rank, as_dense_float)
+def _is_one_node(spec: LayerSpec) -> bool:
+    return computes_in_floats(spec) and not spec.rank and spec.operator not in TOKEN_OPERATORS
+
+
+@lowering("fp32", _is_one_node, as_dense_float)
 def fp32(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -> ir.Value:
     """Float arithmetic with the dense weight; what a mask has removed is multiplied as zero."""
     if spec.operator == "global_pool":

@@ -16,6 +16,7 @@ import onnx
 import onnxruntime as ort
 
 from latency_lut.device import Borders, Device
+from latency_lut.lowerings.transformer import exchanges_rows
 from latency_lut.timing import interleaved, steadied
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT_BITS
@@ -128,22 +129,23 @@ def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]
 
     Float convolutions run on channels in blocks (NCHWc: ReorderInput, ReorderOutput), except grouped ones whose channels do not
     fill blocks; integer convolutions run with channels last (Transpose). Gather, Flatten and float arithmetic on bytes
-    want channels first.
+    want channels first; so does attention. Layer norm takes and gives bytes with channels last.
     """
     block = 16 if "avx512f" in str(description.get("instruction_sets", "")) else 8
     integer, gathers = spec.integer, lowering.startswith("gather")
     pool, conv = spec.operator == "global_pool", spec.operator == "conv2d"
+    rows = integer or exchanges_rows(spec, lowering)
     blocked = conv and not integer and _fills_blocks(spec, gathers, block)
     if spec.input_bits == FLOAT_BITS:
         direct = not spec.depthwise and spec.in_channels < block  # such a convolution reads plain channels
         foreign_input = pool or (blocked and not gathers and not direct)
     else:
-        foreign_input = gathers or not integer or not conv
+        foreign_input = gathers or not rows or (integer and not conv)
     if spec.output_bits == FLOAT_BITS:
         foreign_output = (blocked and not spec.skip_bits) or (pool and spec.input_bits == FLOAT_BITS)
     else:
-        foreign_output = not integer or spec.skip_bits == FLOAT_BITS
-    foreign_skip = 0 < spec.skip_bits < FLOAT_BITS and not integer
+        foreign_output = not rows or spec.skip_bits == FLOAT_BITS
+    foreign_skip = 0 < spec.skip_bits < FLOAT_BITS and not rows
     return Borders(foreign_input, foreign_skip, foreign_output, blocked and spec.skip_bits == FLOAT_BITS)
 
 

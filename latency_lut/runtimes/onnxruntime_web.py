@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from latency_lut.device import Borders, Device
+from latency_lut.lowerings.transformer import exchanges_rows
 from latency_lut.web import chromium, node, package
 from latency_lut.web.worker import Channel, WebError, Worker
 from spaces.layers import LayerSpec
@@ -109,12 +110,14 @@ def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]
     """Layouts of a layer, read off optimized graphs.
 
     WebAssembly has no blocked kernels: float tensors always have channels first. Integer convolutions run with channels last,
-    while Gather, Flatten and float arithmetic on bytes want channels first.
+    while Gather, Flatten and float arithmetic on bytes want channels first; so does attention. Layer norm takes and gives
+    bytes with channels last.
     """
     integer, conv = spec.integer, spec.operator == "conv2d"
-    foreign_input = spec.input_bits < FLOAT_BITS and (lowering.startswith("gather") or not integer or not conv)
-    foreign_output = spec.output_bits < FLOAT_BITS and (not integer or spec.skip_bits == FLOAT_BITS)
-    return Borders(foreign_input, 0 < spec.skip_bits < FLOAT_BITS and not integer, foreign_output, fuses_skip=False)
+    rows = integer or exchanges_rows(spec, lowering)
+    foreign_input = spec.input_bits < FLOAT_BITS and (lowering.startswith("gather") or not rows or (integer and not conv))
+    foreign_output = spec.output_bits < FLOAT_BITS and (not rows or spec.skip_bits == FLOAT_BITS)
+    return Borders(foreign_input, 0 < spec.skip_bits < FLOAT_BITS and not rows, foreign_output, fuses_skip=False)
 
 
 def worker_of(device: Device) -> Worker:

@@ -16,13 +16,16 @@ import pytest
 import torch
 from torch.nn import functional
 
+from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS, LayerWeights, applicable
 from latency_lut.network import build_layer, random_weights
+from latency_lut.runtimes.onnxruntime import optimized_operators
 from latency_lut.table import pair_key
 from spaces.errors import UserError
 from spaces.layers import LayerSpec
 from spaces.precision import parse_precision
 from spaces.quantizers import EncodedWeight, QuantizerSettings, activation_grid, quantizer_of
+from spaces.tokens import EPSILON
 
 BORDER_SCALE = 0.02  # of quantized inputs of `build_layer`, whose zero point is 0
 # Levels above 128 saturate in the integer kernels of processors without VNNI; that is theirs, not ours.
@@ -70,7 +73,7 @@ def specs() -> list[LayerSpec]:
     ]
     linear.append(LayerSpec("linear", 12, 6, sparsity="group@1/2"))
     pools = [LayerSpec("global_pool", 6, 6, 5, 7, input_bits=i, output_bits=o) for i, o in itertools.product((8, 32), (8, 32))]
-    return list(dict.fromkeys([*everywhere, *geometry, *linear, *pools, *formats(), *low_ranks()]))
+    return list(dict.fromkeys([*everywhere, *geometry, *linear, *pools, *formats(), *low_ranks(), *tokens()]))
 
 
 def formats() -> list[LayerSpec]:
@@ -110,6 +113,19 @@ def low_ranks() -> list[LayerSpec]:
     conv, linear = LayerSpec("conv2d", 8, 6, 7, 6, 3, stride=2, activation="relu", rank=3), LayerSpec("linear", 20, 7, rank=2)
     found = [replace(conv, precision=p, input_bits=b, output_bits=b) for p, b in (("fp32", 32), ("w4", 32), ("w8a8", 8))]
     return [*found, *(replace(linear, precision=p) for p in ("fp32", "w4", "w8a8"))]
+
+
+def tokens() -> list[LayerSpec]:
+    """Operators of transformers on maps and sequences, in every surrounding."""
+    shapes = (
+        LayerSpec("layer_norm", 6, 6, 5, 7),
+        LayerSpec("layer_norm", 17, 17, 1, 3, activation="relu"),
+        LayerSpec("attention", 24, 8, 5, 3, heads=2),
+        LayerSpec("attention", 15, 5, 1, 9, heads=5, activation="relu"),
+        LayerSpec("attention", 48, 16, 1, 1, heads=1),
+    )
+    bits = itertools.product((8, 32), (8, 32), (0, 8, 32))
+    return [replace(s, input_bits=i, output_bits=o, skip_bits=k) for (i, o, k), s in itertools.product(bits, shapes)]
 
 
 SPECS = specs()
@@ -190,8 +206,13 @@ def arithmetic(spec: LayerSpec, weights: LayerWeights, x: np.ndarray) -> np.ndar
     """The layer without skip, activation and output grid; `(batch, channels, height, width)` in double precision."""
     if spec.operator == "global_pool":
         return np.asarray(x.mean(axis=(2, 3), keepdims=True))
+    if spec.operator == "attention":
+        return attention(spec, x)
     assert weights.weight is not None
     assert weights.bias is not None
+    if spec.operator == "layer_norm":
+        normal = (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + EPSILON)
+        return np.asarray(normal * weights.weight[:, None, None] + weights.bias[:, None, None])
     weight, bias = stored(spec, weights.weight), weights.bias.astype(np.float64)
     if spec.arithmetic.activations == "dynamic":
         x = own_range(spec, x)
@@ -209,6 +230,18 @@ def arithmetic(spec: LayerSpec, weights: LayerWeights, x: np.ndarray) -> np.ndar
     tensors = (torch.from_numpy(x), torch.from_numpy(weight), torch.from_numpy(bias))
     y = functional.conv2d(*tensors, stride=spec.stride, padding=spec.kernel // 2, groups=spec.groups)
     return np.asarray(y.numpy())
+
+
+def attention(spec: LayerSpec, x: np.ndarray) -> np.ndarray:
+    """Head by head, query by query."""
+    y = np.empty((len(x), spec.out_channels, spec.tokens))
+    flat, width = x.reshape(len(x), -1, spec.tokens), spec.out_channels // spec.heads
+    for n, head, token in np.ndindex(len(x), spec.heads, spec.tokens):
+        features = np.arange(head * width, (head + 1) * width)
+        query, key, value = (flat[n, 3 * features + role] for role in range(3))
+        score = np.exp(query[:, token] @ key / np.sqrt(width))
+        y[n, features, token] = value @ (score / score.sum())
+    return y.reshape(len(x), spec.out_channels, spec.height, spec.width)
 
 
 def complete(spec: LayerSpec, weights: LayerWeights, y: np.ndarray, skip: np.ndarray | None) -> np.ndarray:
@@ -337,6 +370,8 @@ def test_applicable_lists_what_applies() -> None:
     assert set(applicable(replace(conv, sparsity="group@1/2"))) == {"fp32", "gather_groups"}
     assert set(applicable(replace(conv, sparsity="group@1/2", precision="w8a8"))) == {"qdq_u8", "gather_groups_qdq"}
     assert set(applicable(LayerSpec("global_pool", 8, 8, 4, 4))) == {"fp32"}
+    assert set(applicable(LayerSpec("layer_norm", 8, 8, 4, 4))) == {"layer_norm", "layer_norm_first"}
+    assert set(applicable(LayerSpec("attention", 24, 8, 4, 4, heads=2))) == {"attention", "multi_head_attention"}
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("w8a8", 8), ("fp32", 32)])
@@ -352,10 +387,20 @@ def test_all_lowerings_of_a_layer_agree(precision: str, bits: int, skip_bits: in
         assert (difference > 1e-4).mean() < 0.01
 
 
-@pytest.mark.parametrize("spec", [SPECS[0], SPECS[-1], LayerSpec("linear", 10, 7, precision="w8a8")], ids=str)
+@pytest.mark.parametrize(
+    "spec", [SPECS[0], LayerSpec("linear", 10, 7, precision="w8a8"), *low_ranks()[-1:], *tokens()[-5:]], ids=str
+)
 def test_batches(spec: LayerSpec) -> None:
     case = example(spec, batch=3)
-    check(case, layer_output(applicable(spec)[0], case))
+    for name in applicable(spec):
+        check(case, layer_output(name, case))
+
+
+@pytest.mark.parametrize("spec", tokens(), ids=str)
+def test_between_quantized_tensors_tokens_are_computed_in_floats(spec: LayerSpec) -> None:
+    for name in applicable(spec):
+        operators = optimized_operators(build_layer(spec, name, example(spec).weights), Device("x86"))
+        assert not [o for o in operators if "Integer" in o or o.startswith(("QLinear", "QGemm"))], operators
 
 
 @pytest.mark.parametrize("groups", [2, 8])

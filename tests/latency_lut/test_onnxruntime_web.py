@@ -74,6 +74,10 @@ SPECS = [
     LayerSpec("linear", 70, 10, precision="w4@32"),
     LayerSpec("linear", 70, 10, precision="w4d8@32"),
     LayerSpec("linear", 70, 10, precision="w8d8"),
+    LayerSpec("layer_norm", 24, 24, 5, 5),
+    LayerSpec("layer_norm", 24, 24, 5, 5, input_bits=8, output_bits=8),
+    LayerSpec("attention", 96, 32, 5, 5, heads=4),
+    LayerSpec("attention", 96, 32, 1, 30, heads=2, input_bits=8, output_bits=8, skip_bits=8),
 ]
 PAIRS = [(spec, name) for spec in SPECS for name in applicable(spec)]
 
@@ -213,6 +217,17 @@ def test_borders_are_the_transpositions_of_a_layer_alone(wasm: Device) -> None:
         assert found == borders.foreign_input + borders.foreign_skip + borders.foreign_output, (spec, name)
         assert not borders.fuses_skip
     assert len(pairs) > 60
+
+
+@needs_node
+@pytest.mark.parametrize("name", ["layer_norm", "layer_norm_first", "attention", "multi_head_attention"])
+def test_borders_of_layers_of_tokens_with_bytes(wasm: Device, name: str) -> None:
+    attends = LayerSpec("attention", 48, 16, 4, 4, input_bits=8, output_bits=8, heads=2)
+    spec = attends if "attention" in name else LayerSpec("layer_norm", 16, 16, 4, 4, input_bits=8, output_bits=8)
+    borders = web.borders(spec, name, {})
+    inside = 4 if name == "multi_head_attention" else 0  # of queries, keys, values and the result
+    found = web.optimized_operators(layer(spec, name), wasm).count("Transpose") - inside
+    assert found == borders.foreign_input + borders.foreign_output
 
 
 # -- what goes wrong ----------------------------------------------------------------------------------------------------------

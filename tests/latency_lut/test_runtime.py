@@ -1,6 +1,7 @@
 """Timing: loading and running in onnxruntime, and taking the machine's slowness out."""
 
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,6 +145,19 @@ def networks(count):
     for _ in range(count):
         network = SPACE.network(SPACE.sample(rng))
         yield network, [str(rng.choice(applicable(spec))) for spec in network.layers]
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "layer_norm_first", "attention"])
+@pytest.mark.parametrize(("input_bits", "output_bits"), [(8, 8), (8, 32), (32, 8), (32, 32)])
+def test_borders_of_layers_of_tokens(name, input_bits, output_bits):
+    shape = {"attention": LayerSpec("attention", 48, 16, 4, 4, heads=2)}.get(name, LayerSpec("layer_norm", 16, 16, 4, 4))
+    spec = replace(shape, input_bits=input_bits, output_bits=output_bits)
+    borders = runtime.borders(spec, name, DEVICE.describe())
+    # The kernel of layer norm wants channels last: a float tensor is transposed by the layer itself, in a network as alone.
+    inside = ((input_bits == 32) + (output_bits == 32)) * (name == "layer_norm")
+    found = runtime.optimized_operators(layer(spec, name), DEVICE).count("Transpose") - inside
+    assert found == borders.foreign_input + borders.foreign_output
+    assert not borders.fuses_skip
 
 
 def test_borders_are_the_conversions_of_a_layer_alone():

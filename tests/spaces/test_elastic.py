@@ -24,6 +24,8 @@ MAXIMUM = {
     ],
     "linear": [LayerSpec("linear", 12, 10)],
     "global_pool": [LayerSpec("global_pool", 12, 12, 5, 5)],
+    "layer_norm": [LayerSpec("layer_norm", 12, 12, 5, 4)],
+    "attention": [LayerSpec("attention", 36, 12, 3, 5, heads=3)],
 }
 
 
@@ -34,6 +36,11 @@ def smaller(largest: LayerSpec) -> Iterator[LayerSpec]:
         shapes.append(replace(largest, in_channels=6, out_channels=6, groups=6, kernel=3))
     elif largest.operator == "global_pool":
         shapes.append(replace(largest, in_channels=4, out_channels=4, height=3, width=3))
+    elif largest.operator == "layer_norm":
+        shapes.append(replace(largest, in_channels=5, out_channels=5, height=1, width=7))
+    elif largest.operator == "attention":
+        shapes.append(replace(largest, in_channels=24, out_channels=8, heads=2))
+        shapes.append(replace(largest, in_channels=18, out_channels=6, height=1, width=7))
     elif largest.operator == "conv2d":
         shapes += [replace(largest, in_channels=5, out_channels=8, kernel=3), replace(largest, kernel=1, stride=1)]
     else:
@@ -42,6 +49,8 @@ def smaller(largest: LayerSpec) -> Iterator[LayerSpec]:
         yield spec
         if not spec.weight_shape:
             yield replace(spec, input_bits=8, output_bits=8)
+            if spec.operator != "global_pool":
+                yield replace(spec, skip_bits=FLOAT_BITS, activation="relu")
             continue
         yield replace(spec, precision="w8a8", input_bits=8, output_bits=8)
         yield replace(spec, precision="w8a8")
@@ -99,6 +108,14 @@ def test_the_slice_is_the_plain_torch_operator(largest: LayerSpec, spec: LayerSp
     x, skip = inputs_of(spec)
     if spec.operator == "global_pool":
         expected = F.adaptive_avg_pool2d(x, 1)
+    elif spec.operator == "layer_norm":
+        gain, bias = (layer.get_parameter(name)[: spec.out_channels] for name in ("weight", "bias"))
+        expected = torch.stack([F.layer_norm(token, gain.shape, gain, bias) for token in x.flatten(2).unbind(2)], 2)
+        expected = expected.reshape(x.shape)
+    elif spec.operator == "attention":
+        query, key, value = (x[:, role::3].flatten(2).unflatten(1, (spec.heads, -1)).transpose(2, 3) for role in range(3))
+        expected = F.scaled_dot_product_attention(query, key, value).transpose(2, 3).flatten(1, 2)
+        expected = expected.reshape(len(x), spec.out_channels, spec.height, spec.width)
     else:
         out, per_group = spec.weight_shape[:2]
         weight = stored(layer)[:out, :per_group]
@@ -127,7 +144,13 @@ def test_gradients_stay_inside_the_slice(largest: LayerSpec, spec: LayerSpec) ->
     if not list(layer.parameters()):
         return
     x, skip = inputs_of(spec)
-    layer(spec, x, skip).square().sum().backward()
+    layer(spec, x, skip).pow(2 if spec.weight_shape else 3).sum().backward()  # of normed tokens, squares have a constant sum
+    if not spec.weight_shape:
+        for parameter in layer.parameters():
+            assert parameter.grad is not None
+            assert parameter.grad[spec.out_channels :].abs().sum() == 0
+            assert (parameter.grad[: spec.out_channels] != 0).all()
+        return
     gradient = stored(layer).grad
     assert gradient is not None
     inside = torch.zeros_like(gradient, dtype=torch.bool)

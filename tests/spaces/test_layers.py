@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from spaces.layers import INPUT, LayerSpec, Network, NetworkBuilder, Node
+from spaces.layers import INPUT, TOKEN_OPERATORS, LayerSpec, Network, NetworkBuilder, Node
 from spaces.precision import FLOAT_BITS
 from spaces.sparsity import mask
+from spaces.tokens import LayerNorm, SelfAttention
 
 quick = settings(max_examples=40, deadline=None)
 
@@ -36,8 +37,19 @@ def conv_specs(draw: st.DrawFn) -> LayerSpec:
 
 
 @st.composite
+def token_specs(draw: st.DrawFn, operator: str) -> LayerSpec:
+    heads = draw(st.integers(1, 9)) if operator == "attention" else 0
+    out = draw(st.integers(1, 64)) * max(heads, 1)
+    sides, bits = st.integers(1, 64), st.sampled_from([8, 32])
+    spec = LayerSpec(operator, 3 * out if heads else out, out, draw(sides), draw(sides), heads=heads)
+    return replace(spec, input_bits=draw(bits), output_bits=draw(bits), skip_bits=draw(st.sampled_from([0, 8, 32])))
+
+
+@st.composite
 def specs(draw: st.DrawFn) -> LayerSpec:
-    operator = draw(st.sampled_from(["conv2d", "linear", "global_pool"]))
+    operator = draw(st.sampled_from(["conv2d", "linear", "global_pool", "layer_norm", "attention"]))
+    if operator in TOKEN_OPERATORS:
+        return draw(token_specs(operator))
     linear = operator == "linear"
     groups = 1 if linear else draw(st.integers(1, 8))
     side = st.just(1) if linear else st.integers(1, 512)
@@ -106,6 +118,49 @@ def test_global_pool_has_no_weights_and_reads_everything_once() -> None:
     assert spec.macs == 6 * 5 * 7
 
 
+@pytest.mark.parametrize(("heads", "width", "height", "columns"), [(1, 4, 1, 7), (3, 5, 4, 4), (4, 1, 1, 1)])
+def test_attention_counts_like_torch(heads: int, width: int, height: int, columns: int) -> None:
+    spec = LayerSpec("attention", 3 * heads * width, heads * width, height, columns, heads=heads)
+    x = torch.zeros(1, spec.in_channels, height, columns)
+    assert spec.macs == torch_macs(SelfAttention(heads), x)
+    assert SelfAttention(heads)(x).shape[1:] == (spec.out_channels, spec.out_height, spec.out_width)
+    assert (spec.weight_shape, spec.kept_weights, spec.parameters, spec.weight_bytes) == ((), 0, 0, 0)
+    assert spec.scratch_bytes == 4 * heads * (height * columns) ** 2
+    assert spec.kind == "attention"
+    assert f"{heads} heads" in str(spec)
+
+
+def test_layer_norm_has_an_affine_map_and_reads_everything_thrice() -> None:
+    spec, norm = LayerSpec("layer_norm", 6, 6, 5, 7), LayerNorm(torch.ones(6), torch.zeros(6))
+    assert spec.parameters == sum(p.numel() for p in norm.parameters()) == 12
+    assert (spec.weight_bytes, spec.scratch_bytes, spec.kind) == (48, 0, "layer_norm")
+    assert (spec.output_elements, spec.macs) == (6 * 5 * 7, 3 * 6 * 5 * 7)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"operator": "attention", "in_channels": 12}, "0 heads of attention"),
+        ({"operator": "attention", "in_channels": 12, "heads": -1}, "-1 heads"),
+        ({"operator": "attention", "in_channels": 12, "heads": 3}, "give a third"),
+        ({"operator": "attention", "in_channels": 8, "heads": 2}, "give a third"),
+        ({"operator": "attention", "in_channels": 12, "heads": 2, "kernel": 3}, "kernel, stride and groups 1"),
+        ({"operator": "attention", "in_channels": 12, "heads": 2, "precision": "w8a8"}, "no weights"),
+        ({"operator": "layer_norm", "in_channels": 5}, "keeps the number"),
+        ({"operator": "layer_norm", "stride": 2}, "kernel, stride and groups 1"),
+        ({"operator": "layer_norm", "precision": "w8"}, ".+"),
+        ({"operator": "layer_norm", "heads": 2}, "2 heads of layer_norm"),
+        ({"operator": "conv2d", "heads": 1}, "1 heads of conv2d"),
+        ({"operator": "conv2d", "heads": -1}, "-1 heads of conv2d"),
+    ],
+)
+def test_layers_of_tokens_that_cannot_be_are_refused(change: dict[str, object], said: str) -> None:
+    sizes = {"operator": "conv2d", "in_channels": 4, "out_channels": 4, "height": 3, "width": 3}
+    with pytest.raises(ValueError, match=said) as caught:
+        LayerSpec(**{**sizes, **change})  # type: ignore[arg-type]
+    assert len(str(caught.value).splitlines()) == 1
+
+
 @pytest.mark.parametrize("kernel", [2, 4, 6])
 def test_an_even_kernel_is_refused_or_has_torchs_output_shape(kernel: int) -> None:
     try:
@@ -171,12 +226,15 @@ OTHER_VALUES: dict[str, str | int] = {
     "skip_bits": 8,
     "sparsity": "group@1/2",
     "rank": 4,
+    "heads": 4,
 }
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(LayerSpec)])
 def test_every_field_is_part_of_the_key(field: str) -> None:
     spec = LayerSpec("conv2d", 8, 8, 4, 4, 3)
+    if field == "heads":
+        spec = LayerSpec("attention", 24, 8, 4, 4, heads=2)
     changed = replace(spec, **{field: OTHER_VALUES.get(field, 9)})  # type: ignore[arg-type]
     assert changed != spec
     assert LayerSpec.from_json(changed.to_json()) == changed
@@ -296,6 +354,12 @@ def chain() -> Network:
 
 def test_peak_of_a_chain_by_hand() -> None:
     assert chain().peak_activation_bytes == max(3 * 64 * 4 + 4 * 64 * 4, 2 * 4 * 64 * 4)
+
+
+def test_scores_of_attention_are_part_of_the_peak() -> None:
+    net = NetworkBuilder(6, 4, 4)
+    net.add("attention", "attention", INPUT, heads=2)
+    assert net.build().peak_activation_bytes == 4 * 16 * (6 + 2) + 4 * 2 * 16**2
 
 
 def test_a_residual_keeps_its_tensor_alive() -> None:

@@ -22,6 +22,7 @@ from spaces.choice import Architecture, Choice
 from spaces.layers import INPUT, LayerSpec, Network, NetworkBuilder
 from spaces.mobile import MobileSpace
 from spaces.space import Space
+from spaces.transformer import TransformerSpace
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 SAMPLES = 40
@@ -45,6 +46,22 @@ def mobile(**options: object) -> Space:
         "sparsities": ["dense", "group@1/2", "group@1/4"],
     }
     return MobileSpace(**{**defaults, **options})  # type: ignore[arg-type]
+
+
+def transformer(**options: object) -> Space:
+    defaults: dict[str, object] = {
+        "channels": 3,
+        "classes": 10,
+        "resolutions": [9, 16],
+        "patch": 4,
+        "widths": [8, 12],
+        "depths": [1, 3],
+        "heads": [1, 2, 3],
+        "head_widths": [4, 8],
+        "ratios": [1, 2],
+        "precisions": ["w8a8", "fp32"],
+    }
+    return TransformerSpace(**{**defaults, **options})  # type: ignore[arg-type]
 
 
 ONE_STAGE = [{"widths": [4, 6], "depths": [1], "stride": 2}]
@@ -83,6 +100,8 @@ SPACES: dict[str, Callable[[], Space]] = {
     "mobile_strided_stem": lambda: mobile(stem_stride=2, channels=1, expansions=[2, 3]),
     "mobile_float": lambda: mobile(precisions=["fp32"], sparsities=["dense"], expansions=[1]),
     "mobile_narrow": lambda: mobile(max_width=32, precisions=["w8a8"]),
+    "transformer": transformer,
+    "transformer_float": lambda: transformer(precisions=["fp32"], patch=1, depths=[2]),
     "toy": ToySpace,
 }
 TINY: dict[str, Callable[[], Space]] = {
@@ -109,6 +128,9 @@ TINY: dict[str, Callable[[], Space]] = {
         precisions=["fp32"],
         sparsities=["dense"],
         width_per_block=True,
+    ),
+    "transformer": lambda: transformer(
+        resolutions=[8], widths=[4], depths=[1, 2], heads=[1, 2], ratios=[2], precisions=["fp32"]
     ),
     "toy": ToySpace,
 }
