@@ -26,7 +26,7 @@ from search.predicted import PredictedValues
 from search.progress import StageProgress
 from search.run import Run, digest
 from search.study import StudySettings
-from search.training import SandwichTraining
+from search.training import SupernetTraining
 from spaces.errors import UserError
 from spaces.space import Space
 from spaces.supernet import Supernet
@@ -100,7 +100,7 @@ class Job:
     goals: Sequence[Goal]
     seed: int
     estimators: Estimators
-    training: Callable[..., SandwichTraining]
+    training: Callable[..., SupernetTraining]
     predictor: Callable[[], AccuracyPredictor]
     sampler: Callable[[int], BaseSampler]
     profile: ProfileSettings

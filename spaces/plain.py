@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spaces.errors import UserError
+from spaces.errors import DivergedError
 from spaces.layers import INPUT, LayerSpec, Network, Node
 from spaces.precision import FLOAT_BITS
 from spaces.quantizers import EncodedWeight, quantize_activation, quantize_by_sample, quantize_to_own_range
@@ -201,7 +201,7 @@ class PlainNetwork(nn.Module):
             batches: image tensors; a few hundred images are enough.
 
         Raises:
-            UserError: statistics or ranges are not finite, as after a training that diverged.
+            DivergedError: statistics or ranges are not finite, as after a training that diverged.
         """
         for module in self.modules():
             if isinstance(module, nn.BatchNorm2d):
@@ -216,7 +216,9 @@ class PlainNetwork(nn.Module):
         self.eval()
         for name, value in self.named_buffers():
             if not value.isfinite().all():
-                raise UserError(f"{name} is not finite after recalibration: the weights diverged; lower supernet.learning_rate")
+                raise DivergedError(
+                    f"{name} is not finite after recalibration: the weights diverged; lower supernet.learning_rate"
+                )
 
     def fold(self) -> None:
         """Merge every batch norm into its convolution (evaluation mode)."""

@@ -6,8 +6,10 @@ layer's name finds its elastic weights. So any space that walks is trainable, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -25,6 +27,19 @@ from spaces.sparsity import parse
 from spaces.weights import ElasticWeight, Estimators
 
 REMEMBERED_NETWORKS = 64
+
+
+class Outputs(NamedTuple):
+    """What a network computes of images.
+
+    Args:
+        logits: `(n, classes)`.
+        maps: by scale, the last activations `(n, channels, height, width)` at the input's size halved that many times; of sizes
+            above one position.
+    """
+
+    logits: torch.Tensor
+    maps: dict[int, torch.Tensor]
 
 
 class Supernet(nn.Module):
@@ -86,6 +101,19 @@ class Supernet(nn.Module):
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Images `(n, channels, any height, any width)` to logits `(n, classes)` by the active architecture."""
         return run_network(self._network, images, lambda node, x, skip: self.layer(node.name)(node.spec, x, skip))
+
+    def outputs(self, images: torch.Tensor) -> Outputs:
+        """As `forward`, with the activations at every scale."""
+        maps: dict[int, torch.Tensor] = {}
+        height = self._network.input_shape[1]
+
+        def call(node: Node, x: torch.Tensor, skip: torch.Tensor | None) -> torch.Tensor:
+            y: torch.Tensor = self.layer(node.name)(node.spec, x, skip)
+            if y.dim() == 4 and y.shape[2] * y.shape[3] > 1:
+                maps[round(math.log2(height / y.shape[2]))] = y
+            return y
+
+        return Outputs(run_network(self._network, images, call), maps)
 
     def layer(self, name: str) -> ElasticLayer:
         """The elastic layer of a node."""

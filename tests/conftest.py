@@ -21,7 +21,8 @@ from latency_lut.profile import profile
 from latency_lut.table import LatencyTable
 from search.data import Digits
 from search.evaluation import Evaluator, calibration_batches, collect
-from search.training import SandwichTraining, train
+from search.training import SupernetTraining, train
+from search.training.sandwich import Sandwich
 from spaces.mobile import MobileSpace
 from spaces.supernet import Supernet
 
@@ -43,7 +44,7 @@ TINY_JOB = (
     "profile.visit_s=0.00005",
     "data.module.batch_size=256",
     "supernet.epochs=3",
-    "supernet.random_networks=1",
+    "supernet.strategy.random_networks=1",
     "supernet.curve_points=2",
     "evaluation.initial=12",
     "evaluation.held_out=4",
@@ -107,7 +108,7 @@ def trained(
     supernet = Supernet(small_space)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        training = SandwichTraining(supernet, 2, 0.02, 0.0, 1, 0, evaluator, 1)
+        training = SupernetTraining(supernet, Sandwich(1), 2, 0.02, 0.0, 0, evaluator, curve_points=1)
         train(training, digits, tmp_path_factory.mktemp("supernet"), "cpu")
     torch.set_num_threads(threads)
     return supernet

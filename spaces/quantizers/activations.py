@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from spaces.errors import UserError
+from spaces.errors import DivergedError
 
 ACTIVATION_LEVELS = 255
 BLOCK_LIMIT = 127
@@ -27,10 +27,10 @@ def activation_grid(low: float, high: float) -> tuple[np.float32, int]:
     and double precision would round it to the other one.
 
     Raises:
-        UserError: the range is not finite.
+        DivergedError: the range is not finite.
     """
     if not math.isfinite(low) or not math.isfinite(high):
-        raise UserError(f"activations range from {low} to {high}: the training diverged; lower supernet.learning_rate")
+        raise DivergedError(f"activations range from {low} to {high}: the training diverged; lower supernet.learning_rate")
     lowest, highest = np.float32(min(low, 0.0)), np.float32(max(high, 0.0))
     scale = max((highest - lowest) / np.float32(ACTIVATION_LEVELS), np.float32(SMALLEST_SCALE))
     return scale, int(np.rint(-lowest / scale))

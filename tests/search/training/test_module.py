@@ -10,7 +10,8 @@ import torch
 
 from search.data import Digits
 from search.evaluation import Evaluator
-from search.training import CHECKPOINT, SandwichTraining, train
+from search.training import CHECKPOINT, SupernetTraining, train
+from search.training.sandwich import Sandwich
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
 from spaces.supernet import Supernet
@@ -40,25 +41,25 @@ def run(
     stop_in: int | None = None,
     points: int = 2,
     noise: int = 0,
-) -> SandwichTraining:
+) -> SupernetTraining:
     """One attempt; `stop_in` stops it in the middle of that epoch, `noise` disturbs the global generator before it."""
     torch.manual_seed(seed)
     supernet = Supernet(space)
     torch.manual_seed(noise)
     data = Digits(batch_size=256, seed=seed)
 
-    class Stopping(SandwichTraining):
+    class Stopping(SupernetTraining):
         def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_index: int) -> None:
             super().training_step(batch, batch_index)
             if stop_in == self.current_epoch + 1 and batch_index == 2:
                 raise StopError
 
-    training = Stopping(supernet, epochs, rate, 0.01, 1, seed, evaluator, points)
+    training = Stopping(supernet, Sandwich(1), epochs, rate, 0.01, seed, evaluator, curve_points=points)
     train(training, data, folder, "cpu")
     return training
 
 
-def weights(training: SandwichTraining) -> dict[str, torch.Tensor]:
+def weights(training: SupernetTraining) -> dict[str, torch.Tensor]:
     return {name: value.clone() for name, value in training.supernet.state_dict().items()}
 
 
@@ -67,7 +68,7 @@ def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_space: MobileSpace, evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory) -> SandwichTraining:
+def undisturbed(tiny_space: MobileSpace, evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory) -> SupernetTraining:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     training = run(tiny_space, evaluator, tmp_path_factory.mktemp("supernet"))
@@ -75,7 +76,7 @@ def undisturbed(tiny_space: MobileSpace, evaluator: Evaluator, tmp_path_factory:
     return training
 
 
-def test_it_learns_and_tells(undisturbed: SandwichTraining) -> None:
+def test_it_learns_and_tells(undisturbed: SupernetTraining) -> None:
     curve = undisturbed.curve
     assert [point["epoch"] for point in curve] == [1, 2, 3]
     assert curve[-1]["largest_loss"] < curve[0]["largest_loss"]
@@ -85,7 +86,7 @@ def test_it_learns_and_tells(undisturbed: SandwichTraining) -> None:
     assert undisturbed.steps == 3 * len(Digits(batch_size=256, seed=0).train_dataloader())
 
 
-def test_the_seed_decides(undisturbed: SandwichTraining, tiny_space: MobileSpace, evaluator: Evaluator, tmp_path: Path) -> None:
+def test_the_seed_decides(undisturbed: SupernetTraining, tiny_space: MobileSpace, evaluator: Evaluator, tmp_path: Path) -> None:
     again = run(tiny_space, evaluator, tmp_path / "again", noise=5)
     assert same(weights(again), weights(undisturbed))
     assert again.curve == undisturbed.curve
@@ -94,7 +95,7 @@ def test_the_seed_decides(undisturbed: SandwichTraining, tiny_space: MobileSpace
 
 @pytest.mark.parametrize("stops", [(1, 2), (2, 3)])
 def test_stopped_and_resumed_it_ends_with_the_same_weights(
-    undisturbed: SandwichTraining, tiny_space: MobileSpace, evaluator: Evaluator, tmp_path: Path, stops: tuple[int, ...]
+    undisturbed: SupernetTraining, tiny_space: MobileSpace, evaluator: Evaluator, tmp_path: Path, stops: tuple[int, ...]
 ) -> None:
     for stop in stops:
         with pytest.raises(StopError):
@@ -106,7 +107,7 @@ def test_stopped_and_resumed_it_ends_with_the_same_weights(
 
 
 def test_a_training_that_is_done_is_not_done_again(
-    undisturbed: SandwichTraining, tiny_space: MobileSpace, evaluator: Evaluator, tmp_path: Path
+    undisturbed: SupernetTraining, tiny_space: MobileSpace, evaluator: Evaluator, tmp_path: Path
 ) -> None:
     run(tiny_space, evaluator, tmp_path)
     resumed = run(tiny_space, evaluator, tmp_path, stop_in=1)

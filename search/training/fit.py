@@ -1,0 +1,65 @@
+"""Running a training to its end, from its last checkpoint where there is one."""
+
+from __future__ import annotations
+
+import pickle  # for the name of an error; torch.load runs with weights_only
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from search.training.module import SupernetTraining
+from spaces.errors import UserError
+
+CHECKPOINT = "last.ckpt"
+
+
+def train(training: SupernetTraining, data: pl.LightningDataModule, folder: Path, accelerator: str = "cpu") -> None:
+    """Train to the end, from the last checkpoint in `folder` if there is one.
+
+    Args:
+        training: what a step does.
+        data: training batches.
+        folder: receives `last.ckpt` after every epoch.
+        accelerator: Lightning's; evaluations run on the CPU so far, and so does training by default.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    name = CHECKPOINT.removesuffix(".ckpt")
+    checkpoints = pl.callbacks.ModelCheckpoint(
+        folder, filename=name, save_top_k=1, every_n_epochs=1, enable_version_counter=False
+    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loader workers, validation loops, loggers
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        trainer = pl.Trainer(
+            max_epochs=training.epochs,
+            accelerator=accelerator,
+            devices=1,
+            callbacks=[checkpoints],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            limit_val_batches=0,
+            default_root_dir=folder,
+        )
+        trainer.fit(training, datamodule=data, ckpt_path=readable_checkpoint(folder / CHECKPOINT), weights_only=True)
+
+
+def readable_checkpoint(path: Path) -> Path | None:
+    """The checkpoint to go on from, `None` when there is none.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        torch.load(path, weights_only=True)
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise UserError(f"checkpoint {path} is damaged ({reason}); delete it to train from the beginning") from error
+    return path

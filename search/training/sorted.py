@@ -1,0 +1,32 @@
+"""Nested random sub-models with accumulated gradients (SortedNet, arXiv:2309.00255)."""
+
+from __future__ import annotations
+
+from search.training.strategy import Losses, Step, Strategy
+from spaces.errors import UserError
+
+
+class Sorted(Strategy):
+    """Every step adds up the gradients of several sub-models, each trained on the labels; nobody teaches.
+
+    Sub-models of a supernet are nested by how it cuts weights: the first channels, the first blocks. They are drawn at sizes
+    that spread from the smallest to the largest, so that a nested order is trained in each step.
+
+    Args:
+        networks: sub-models per step.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+
+    def __init__(self, networks: int = 4) -> None:
+        super().__init__()
+        if type(networks) is not int or networks < 1:
+            raise UserError(f"supernet.strategy.networks is {networks!r}; allowed are integers from 1")
+        self.networks = networks
+
+    def backward(self, step: Step) -> Losses:
+        losses = [
+            step.on_labels(step.supernet.space.sample_spread(step.rng), 1.0 / self.networks)[0] for _ in range(self.networks)
+        ]
+        return {"drawn": sum(losses[1:], losses[0]) / self.networks}
