@@ -29,6 +29,7 @@ from search.report import print_front
 from search.run import Run, digest
 from search.stages import STAGES, Stage, print_choices
 from search.study import StudySettings
+from search.training.finishing import FinishSettings
 from spaces.errors import UserError
 from spaces.files import write_atomically
 from spaces.supernet import check_estimators
@@ -155,6 +156,8 @@ def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress
         predictor(seed=config.seed)
     with told("profile"):
         profile_settings = ProfileSettings(**{str(key): value for key, value in profile.items()})
+    with told("finish"):
+        finish_settings = FinishSettings(**{str(key): value for key, value in config.finish.items()})
     with told("evaluation"):
         evaluation_settings = EvaluationSettings(**{str(key): value for key, value in evaluation.items()})
     return Job(
@@ -172,6 +175,7 @@ def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress
         profile=profile_settings,
         evaluation=evaluation_settings,
         study=StudySettings(study.candidates, study.rounds, study.evaluations, config.seed, leave_out),
+        finish=finish_settings,
         export=ExportSettings(config.export.winners, config.export.random_winners, instantiate(config.export.tolerances)),
         settings=settings,
         progress=progress,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from optuna.samplers import BaseSampler
@@ -27,6 +28,8 @@ from search.progress import StageProgress
 from search.run import Run, digest
 from search.study import StudySettings
 from search.training import SupernetTraining
+from search.training.finishing import FinishSettings
+from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.space import Space
 from spaces.supernet import Supernet
@@ -34,6 +37,7 @@ from spaces.weights import Estimators
 
 SUPERNET_FILE = "supernet/supernet.safetensors"
 EVALUATIONS_FILE = "evaluations.parquet"
+FINISHED_FOLDER = "finished"
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Job:
         profile: how tables are measured.
         evaluation: how networks are evaluated.
         study: how the search goes.
+        finish: how winners are finished, where they are.
         export: what is exported.
         settings: the configuration of each part as plain values, for fingerprints.
         progress: where progress is shown.
@@ -106,8 +111,9 @@ class Job:
     profile: ProfileSettings
     evaluation: EvaluationSettings
     study: StudySettings
+    finish: FinishSettings
     export: ExportSettings
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
     progress: StageProgress
 
     # -- fingerprints -----------------------------------------------------------------------------------------------------
@@ -123,10 +129,16 @@ class Job:
             "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], s["estimators"], self.seed],
             "predictors": lambda: [output("tables"), output("supernet"), s["evaluation"], s["predictor"], self.seed],
             "study": lambda: [output("predictors"), s["study"], goals, self.seed],
-            "export": lambda: [output("study"), s["export"]],
+            "finish": lambda: [output("study"), s["finish"], s["export"]["winners"]],
+            "export": lambda: [output("study"), s["export"], self.finished_output],
             "report": lambda: [output("export")],
         }
         return digest(stage, __version__, *parts[stage]())
+
+    @property
+    def finished_output(self) -> str | None:
+        """What the stage `finish` made for the present study; `None` where it was not done."""
+        return self.run.output("finish") if self.run.finished("finish", self.fingerprint("finish"), ()) else None
 
     @cached_property
     def data_fingerprint(self) -> str:
@@ -204,7 +216,9 @@ class Job:
         Raises:
             UserError: its weights are missing or damaged.
         """
-        path = self.path(SUPERNET_FILE)
+        return self._loaded(self.path(SUPERNET_FILE))
+
+    def _loaded(self, path: Path) -> Supernet:
         supernet = Supernet(self.space, self.estimators)
         try:
             supernet.load_state_dict(load_file(path))
@@ -212,6 +226,18 @@ class Job:
             reason = " ".join(str(error).split())[:160]
             raise UserError(f"{path} is damaged ({reason}); delete {self.path('stages.json')} to train again") from error
         return supernet
+
+    def weights(self, architecture: Architecture) -> Supernet:
+        """The weights with which an architecture ships: finished ones where there are some, else the supernet's.
+
+        Raises:
+            UserError: the file with them is missing or damaged.
+        """
+        networks = self.run.facts("finish").get("networks", []) if self.finished_output is not None else []
+        for network in networks:
+            if network["kept"] == "finished" and network["architecture"] == dict(architecture):
+                return self._loaded(self.path(network["file"]))
+        return self.supernet
 
     @cached_property
     def evaluations(self) -> Evaluations:

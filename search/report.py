@@ -30,12 +30,14 @@ from search.report_text import (
     condition,
     device_of,
     family_name,
+    finishing,
     gain,
     microseconds,
     nearest_miss,
     noise,
     plus_minus,
     prediction_error,
+    supernet_cost,
     takeaway,
     verified,
     views,
@@ -163,6 +165,8 @@ def _context(summary: Summary) -> dict[str, Any]:
         "about": _about(summary, [part["name"] for part in parts]),
         "devices": parts,
         "overview": report_devices.overview(devices),
+        "supernet_cost": supernet_cost(summary),
+        "finishing": finishing(summary),
         "provenance": _provenance(summary),
     }
 

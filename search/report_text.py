@@ -103,6 +103,36 @@ def gain(summary: Summary) -> str:
     return f"{100 * (found / by_random - 1):+.1f} % over random search" if found is not None and by_random else ""
 
 
+def supernet_cost(summary: Summary) -> str:
+    """What the supernet cost in networks trained alone, and what finishing the winners added."""
+    supernet = summary.get("supernet") or {}
+    macs, alone = number(supernet.get("macs")), number(supernet.get("winner_alone_macs"))
+    if not macs or not alone:
+        return ""
+    text = (
+        f"Training took {macs:.2g} multiply-accumulates, as much as {macs / alone:.1f} networks like the winners trained alone "
+        "for as many epochs."
+    )
+    pays = number(supernet.get("pays_from_winners"))
+    each = number(supernet.get("winner_finishing_macs"))
+    if each:
+        text += f" Finishing took {100 * each / macs:.1f} % of that for each winner."
+    return f"{text} So it pays from {pays:.0f} winners on." if pays else f"{text} Finishing costs more than training alone."
+
+
+def finishing(summary: Summary) -> str:
+    """What finishing brought."""
+    networks = summary.get("finish") or []
+    if not networks:
+        return ""
+    kept = [n for n in networks if n.get("kept") == "finished"]
+    gain = 100 * sum(n["accuracy_after"] - n["accuracy_before"] for n in kept) / len(networks)
+    return (
+        f"{len(networks)} winners were finished, each trained on its own for a little longer: mean validation accuracy "
+        f"{gain:+.1f} points; {len(networks) - len(kept)} did not become better and kept the supernet's weights."
+    )
+
+
 def nearest_miss(summary: Summary) -> str:
     """What came closest where nothing is feasible."""
     miss = (summary.get("study") or {}).get("nearest_miss") or {}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -14,7 +15,7 @@ from search.job import Job
 from spaces.errors import UserError
 
 PACKAGES = ("torch", "onnxruntime", "onnx", "onnx-ir", "optuna", "pytorch-lightning", "hydra-core", "scikit-learn", "numpy")
-STAGES = ("space", "tables", "supernet", "predictors", "study", "export")
+STAGES = ("space", "tables", "supernet", "predictors", "study", "finish", "export")
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -40,7 +41,9 @@ def summarize(
     """
     facts = {name: job.run.facts(name) for name in STAGES}
     exported = facts["export"]["devices"]
-    seconds = {name: record.seconds for name in STAGES if (record := job.run.record(name)) is not None}
+    if job.finished_output is None:
+        facts["finish"] = {}
+    seconds = {n: record.seconds for n in STAGES if (record := job.run.record(n)) is not None and (facts[n] or n != "finish")}
     supernet = {name: facts["supernet"][name] for name in ("epochs", "steps", "curve")}
     studies = study_figures(job, facts["study"], points)
     devices = {
@@ -68,11 +71,12 @@ def summarize(
         "space": facts["space"],
         "data": data_figures(job),
         "accuracy_predictor": facts["predictors"]["accuracy_predictor"],
-        "supernet": {**supernet, "seconds": seconds["supernet"]},
+        "supernet": {**supernet, "seconds": seconds["supernet"], **cost_figures(job, facts, exported)},
+        "finish": facts["finish"].get("networks", []),
         **first,
         "devices": devices if len(devices) > 1 else {},
         "tolerances": asdict(job.export.tolerances),
-        "notes": notes(exported),
+        "notes": notes(exported, bool(facts["finish"])),
     }
 
 
@@ -113,7 +117,9 @@ def versions() -> dict[str, str]:
 
 def fingerprints(job: Job) -> dict[str, str]:
     """Fingerprints of the space, the data, the devices and what each stage made."""
-    outputs = {name: job.run.output(name) for name in STAGES if name != "space"}
+    outputs = {name: job.run.output(name) for name in STAGES if name not in ("space", "finish")}
+    if job.finished_output is not None:
+        outputs["finish"] = job.finished_output
     devices = {f"device {name}": device.fingerprint for name, device in job.devices.items()}
     return {"space": job.space.fingerprint, "data": job.data_fingerprint, **devices, **outputs}
 
@@ -136,12 +142,40 @@ def with_lists(quality: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(value) if isinstance(value, tuple) else value for name, value in quality.items()}
 
 
-def notes(exported: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def cost_figures(job: Job, facts: Mapping[str, Mapping[str, Any]], exported: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What the supernet cost, and from how many winners on it pays.
+
+    The alternative is to train each network alone for as many epochs as the supernet was. Compared is arithmetic; that one
+    would not know which networks to train is left out.
+    """
+    macs = facts["supernet"].get("macs")
+    winners = [w["macs"] for device in exported.values() for w in device["winners"]]
+    if not macs or not winners:
+        return {}
+    images = sum(len(labels) for _, labels in job.ready_data.train_dataloader())
+    alone = 3 * facts["supernet"]["epochs"] * images * sum(winners) / len(winners)
+    finishing = facts["finish"].get("networks", [])
+    each = sum(n["macs"] for n in finishing) / len(finishing) if finishing else 0.0
+    return {
+        "macs": macs,
+        "winner_alone_macs": alone,
+        "winner_finishing_macs": each,
+        "pays_from_winners": math.ceil(macs / (alone - each)) if alone > each else None,
+    }
+
+
+def notes(exported: Mapping[str, Mapping[str, Any]], finished: bool) -> list[str]:
     """What a reader should know about the figures of this run; `exported` is by device."""
     lines = [
         "Accuracies on the front are measured on validation data with the supernet's weights; those of winners and "
-        "baselines on test data in the runtime. Winners are not fine-tuned.",
-        "Baselines use the same supernet, the same calibration and the same export as the winners.",
+        "baselines on test data in the runtime."
+        + ("" if finished else " Winners are not fine-tuned; the stage `finish` does that."),
+        "Baselines use the same supernet, the same calibration and the same export as the winners."
+        + (
+            " They are not finished, so finished winners are compared with the accuracy that they had before."
+            if finished
+            else ""
+        ),
     ]
     for device, made in exported.items():
         where = f" on {device}" if len(exported) > 1 else ""

@@ -60,8 +60,13 @@ class Exporter:
     tolerances: Tolerances
     provenance: Provenance
 
-    def make(self, architecture: Architecture, folder: Path) -> dict[str, Any]:
+    def make(self, architecture: Architecture, folder: Path, weights: Supernet | None = None) -> dict[str, Any]:
         """Export and verify one architecture into `folder` (`model.onnx`, `card.json`); skipped when both are there and agree.
+
+        Args:
+            architecture: what to export.
+            folder: where to.
+            weights: those that it was finished with; by default the supernet's.
 
         Returns:
             The card, still without a measured latency.
@@ -72,7 +77,8 @@ class Exporter:
         network = self.space.network(architecture)
         lowerings = self.predictor.plan(network)
         predicted_us, std_us = self.predictor.predict(network, lowerings)
-        plain = self.evaluator.plain(self.supernet, architecture)
+        finished = weights is not None and weights is not self.supernet
+        plain = self.evaluator.plain(weights or self.supernet, architecture)
         metadata = {"netwright.architecture": architecture.to_json(), "netwright.device": self.device.name}
         model = export(plain, lowerings, self.device, metadata)
         check = verify(plain, lowerings, model, self.device, self.test, self.tolerances)
@@ -84,6 +90,8 @@ class Exporter:
             "predicted_us": predicted_us,
             "std_us": std_us,
             **check.to_dict(),
+            "finished": finished,
+            "accuracy_inherited": self._inherited(architecture) if finished else check.accuracy_torch,
             "accuracy_validation": self.evaluator.measure(plain).accuracy,
             "bytes": len(model),
             "predicted_bytes": model_bytes(network, lowerings),
@@ -97,6 +105,11 @@ class Exporter:
         write_atomically(folder / "model.onnx", model)
         write_atomically(folder / "card.json", json.dumps(card, indent=1))
         return card
+
+    def _inherited(self, architecture: Architecture) -> float:
+        """Test accuracy in torch with the supernet's weights."""
+        plain = self.evaluator.plain(self.supernet, architecture)
+        return Evaluator([], self.test).measure(plain).accuracy
 
     def _layer(self, name: str, spec: LayerSpec, lowering: str) -> dict[str, object]:
         prices = {price.lowering: price.us for price in self.predictor.prices(spec)}
@@ -213,13 +226,16 @@ def baselines_of(
 
 
 def beaten(cards: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
-    """How many baselines of a family some winner beats (as accurate or more on the test set, and measured faster)."""
+    """How many baselines of a family some winner beats (as accurate or more on the test set, and measured faster).
+
+    Baselines are not finished, so a finished winner counts with the accuracy that it had before.
+    """
     families: dict[str, dict[str, Any]] = {}
     for family in dict.fromkeys(b["family"] for b in baselines):
         speedups = []
         members = [b for b in baselines if b["family"] == family]
         for baseline in members:
-            rivals = [c["measured_us"] for c in cards if c["accuracy_runtime"] >= baseline["accuracy_runtime"]]
+            rivals = [c["measured_us"] for c in cards if _comparable(c) >= baseline["accuracy_runtime"]]
             speedups.append(baseline["measured_us"] / min(rivals) if rivals else 0.0)
         won = [s for s in speedups if s > 1.0]
         families[family] = {
@@ -229,6 +245,10 @@ def beaten(cards: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, 
             "best_speedup": max(won) if won else None,
         }
     return families
+
+
+def _comparable(card: Mapping[str, Any]) -> float:
+    return float(card["accuracy_inherited"] if card.get("finished") else card["accuracy_runtime"])
 
 
 def feed_back(table: LatencyTable, cards: Sequence[Mapping[str, Any]], space: Space) -> None:

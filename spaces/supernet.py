@@ -48,6 +48,10 @@ class Supernet(nn.Module):
     Call `activate` to choose the architecture that `forward` computes; the largest is active at first. `forward` normalises
     with batch statistics and quantizes with batch ranges, so use it to train; to evaluate, `extract` and recalibrate.
 
+    Attributes:
+        macs_done: multiply-accumulates that `outputs` computed, a training pass counted as three (forward, and backward to
+            activations and weights), and with the removed weights left out. What a training cost, whatever it ran on.
+
     Args:
         space: what can be built. Choices whose last name part is `precision` or `rank` say what layers have to provide.
         estimators: how sparse and quantized weights are trained.
@@ -57,6 +61,7 @@ class Supernet(nn.Module):
         super().__init__()
         self.space, self.estimators = space, estimators or Estimators()
         check_estimators(self.estimators, space)
+        self.macs_done = 0
         self._walk = lru_cache(REMEMBERED_NETWORKS)(space.network)
         self._network = space.network(space.largest())
         self.layers = nn.ModuleDict({module_key(node.name): self._layer(node) for node in self._network.nodes})
@@ -104,6 +109,7 @@ class Supernet(nn.Module):
 
     def outputs(self, images: torch.Tensor) -> Outputs:
         """As `forward`, with the activations at every scale."""
+        self.macs_done += (3 if torch.is_grad_enabled() else 1) * len(images) * self._network.macs
         maps: dict[int, torch.Tensor] = {}
         height = self._network.input_shape[1]
 

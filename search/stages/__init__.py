@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from search.job import EVALUATIONS_FILE, SUPERNET_FILE, Job
+from search.job import EVALUATIONS_FILE, FINISHED_FOLDER, SUPERNET_FILE, Job
 from search.run import Facts
 from search.stages.deliver import export_winners, report_run
 from search.stages.find import search_study
+from search.stages.finish import finish_winners
 from search.stages.learn import fit_predictors, train_supernet
 from search.stages.measure import describe_space, measure_tables, print_choices
 
@@ -46,6 +47,7 @@ STAGES = (
     Stage("supernet", train_supernet, ("supernet",), (SUPERNET_FILE,)),
     Stage("predictors", fit_predictors, ("predictors",), (EVALUATIONS_FILE, "predictors/accuracy.json")),
     Stage("study", search_study, ("study.log", "front.csv", "points.json"), ("study.log", "front.csv", "points.json")),
+    Stage("finish", finish_winners, (FINISHED_FOLDER,), ()),
     Stage("export", export_winners, ("winners", "baselines"), ()),
     Stage("report", report_run, ("report.html", "summary.json"), ("report.html", "summary.json")),
 )

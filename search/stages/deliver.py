@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import asdict
-from functools import partial
 
 from latency_lut.device import Device
 from latency_lut.pays import never_pays, what_pays
@@ -16,7 +15,7 @@ from search.evaluations import INITIAL, RANDOM
 from search.job import Job
 from search.report import write_report
 from search.run import Facts
-from search.stages.find import read_fronts
+from search.stages.find import chosen_winners, read_fronts
 from search.summary import summarize
 from spaces.choice import Architecture
 from spaces.errors import UserError
@@ -26,12 +25,8 @@ from spaces.files import write_atomically
 def export_winners(job: Job) -> Facts:
     """Export, verify and time the winners of each front, and baselines, on the devices that the front is for."""
     facts: Facts = {}
-    for goal, front in read_fronts(job).items():
+    for goal, chosen in chosen_winners(job).items():
         predicted = job.predicted[goal]
-        evaluated = study.as_candidates(list(job.evaluations), predicted, goal.constraints)
-        feasible = [c for c in evaluated if c.feasible]
-        chosen = winners.pick(front, feasible, goal.objectives, job.export.winners) if front else []
-        chosen.sort(key=partial(_latency_on, goal.devices[0]))
         sources = (INITIAL, RANDOM)
         random_front = study.evaluated_front(job.evaluations.of(*sources), predicted, goal.objectives, goal.constraints)
         picked = winners.pick(random_front, [], goal.objectives, job.export.random_winners) if random_front else []
@@ -42,17 +37,14 @@ def export_winners(job: Job) -> Facts:
     return {"devices": facts, "files": made}
 
 
-def _latency_on(device: str, candidate: Candidate) -> float:
-    return candidate.values[f"latency@{device}"]
-
-
 def export_device(job: Job, device: Device, chosen: list[Architecture], random_front: list[Architecture]) -> Facts:
     """Export one device's winners and baselines; returns their cards."""
-    provenance = {
+    provenance: dict[str, object] = {
         "run": job.run.path.name,
         "netwright": __version__,
         "seed": job.seed,
         **{stage: job.run.output(stage) for stage in ("tables", "supernet", "predictors", "study")},
+        **({} if job.finished_output is None else {"finish": job.finished_output}),
     }
     exporter = winners.Exporter(
         job.space, job.supernet, job.evaluator, job.test, device, job.latency[device.name], job.export.tolerances, provenance
@@ -63,8 +55,9 @@ def export_device(job: Job, device: Device, chosen: list[Architecture], random_f
         for name, family, rank, a in winners.baselines_of(job.space, chosen, random_front):
             rows.append((f"baselines/{device.name}/{name.replace(' ', '_')}", name, family, rank, a))
     cards = []
-    for index, (folder, _, _, _, architecture) in enumerate(rows, 1):
-        cards.append(exporter.make(architecture, job.path(folder)))
+    for index, (folder, baseline, _, _, architecture) in enumerate(rows, 1):
+        own = None if baseline else job.weights(architecture)  # baselines are not finished
+        cards.append(exporter.make(architecture, job.path(folder), own))
         job.progress.advance(f"exports for {device.name}", index, len(rows))
     if not rows:
         return {"winners": [], "baselines": [], "beats": {}, "speed": 1.0}

@@ -9,7 +9,7 @@ import time
 
 import optuna
 
-from search import study
+from search import study, winners
 from search.candidates import Candidate, FinishedStudy, archive
 from search.evaluations import RANDOM
 from search.job import Job
@@ -140,6 +140,18 @@ def read_fronts(job: Job) -> dict[Goal, list[Candidate]]:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error}); delete {job.path('stages.json')} to search again") from error
     return fronts
+
+
+def chosen_winners(job: Job) -> dict[Goal, list[Candidate]]:
+    """The networks to ship of each front, the fastest on its first device first; short fronts are filled up from behind."""
+    chosen: dict[Goal, list[Candidate]] = {}
+    for goal, front in read_fronts(job).items():
+        evaluated = study.as_candidates(list(job.evaluations), job.predicted[goal], goal.constraints)
+        feasible = [c for c in evaluated if c.feasible]
+        picked = winners.pick(front, feasible, goal.objectives, job.export.winners) if front else []
+        first = f"latency@{goal.devices[0]}"
+        chosen[goal] = sorted(picked, key=lambda c: c.values[first])
+    return chosen
 
 
 def write_points(job: Job, results: Results) -> None:

@@ -40,7 +40,8 @@ def train_supernet(job: Job) -> Facts:
         f"  {training.epochs} epochs; validation accuracy {last.get('validation_accuracy_largest', math.nan):.1%} (largest), "
         f"{last.get('validation_accuracy_smallest', math.nan):.1%} (smallest)"
     )
-    return {"epochs": training.epochs, "steps": training.steps, "curve": training.curve, "output": output}
+    facts = {"epochs": training.epochs, "steps": training.steps, "curve": training.curve, "macs": supernet.macs_done}
+    return {**facts, "output": output}
 
 
 def fit_predictors(job: Job) -> Facts:

@@ -183,10 +183,10 @@ class SupernetTraining(pl.LightningModule):
             weights.start_step(1, 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["curve"] = self.curve
+        checkpoint["curve"], checkpoint["macs"] = self.curve, self.supernet.macs_done
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        self.curve = list(checkpoint["curve"])
+        self.curve, self.supernet.macs_done = list(checkpoint["curve"]), int(checkpoint["macs"])
 
 
 def zero_residuals(supernet: Supernet) -> None:

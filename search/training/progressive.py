@@ -71,6 +71,7 @@ class Progressive(Strategy):
             return step.distillation.lesson(step.supernet, step.images, None)
         with torch.no_grad():  # in training mode: normalised by the batch, like the students
             said = self.teacher.train()(step.images)
+        step.supernet.macs_done += len(step.images) * self.teacher.network.macs
         return Lesson(step.distillation, step.supernet, step.images, Outputs(said, {}))
 
     def opened(self, space: Space, position: float) -> dict[str, tuple[Option, ...]]:

@@ -1,0 +1,131 @@
+"""Finishing: a network out of the supernet, trained a little on its own in its final precision and sparsity.
+
+The supernet's weights serve many networks; the few that ship need to serve one. Once-for-All (arXiv:1908.09791, section 4) and
+DyNAS-T fine-tune what they deploy in the same way. The teacher is the supernet's largest network, as it stands.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from search.evaluation import Evaluator
+from search.training.distillation import Distillation
+from search.training.fit import train
+from search.training.module import SupernetTraining
+from search.training.strategy import Losses, Step, Strategy
+from spaces.choice import Architecture
+from spaces.errors import UserError
+from spaces.supernet import Supernet
+
+
+@dataclass(frozen=True)
+class FinishSettings:
+    """How winners are finished.
+
+    Args:
+        share: arithmetic for one network, as a share of what training the supernet took; the teacher's is counted.
+        learning_rate: its peak.
+        weight_decay: of AdamW.
+        labels: share of the labels in the loss, the rest is the teacher's.
+        temperature: of the teacher's predictions.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+
+    share: float = 0.05
+    learning_rate: float = 0.005
+    weight_decay: float = 0.0
+    labels: float = 0.5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.share <= 1.0 or not self.learning_rate > 0.0:
+            found = f"finish.share is {self.share} and finish.learning_rate {self.learning_rate}"
+            raise UserError(f"{found}; allowed are a share above 0 up to 1 and a rate above 0")
+
+
+class OneNetwork(Strategy):
+    """Every step trains the same network on a teacher's predictions.
+
+    Args:
+        architecture: the network.
+    """
+
+    def __init__(self, architecture: Architecture) -> None:
+        super().__init__()
+        self.architecture = architecture
+
+    def backward(self, step: Step) -> Losses:
+        step.supernet.start_step(1, 1)  # masks and grids are those that ship, not those with which a training begins
+        lesson = step.distillation.lesson(step.supernet, step.images, None)
+        return {"network": step.on_lesson(self.architecture, lesson)}
+
+
+def finishing_epochs(supernet: Supernet, architecture: Architecture, images: int, macs: float) -> int:
+    """Passes over the training data that `macs` multiply-accumulates pay for, at least one.
+
+    Args:
+        supernet: of the network; its largest one teaches.
+        architecture: the network.
+        images: in the training data.
+        macs: that may be spent.
+    """
+    space = supernet.space
+    each = 3 * space.network(architecture).macs + space.network(space.largest()).macs
+    return max(1, round(macs / (each * images)))
+
+
+def finish_network(
+    supernet: Supernet,
+    architecture: Architecture,
+    evaluator: Evaluator,
+    data: pl.LightningDataModule,
+    epochs: int,
+    settings: FinishSettings,
+    seed: int,
+    folder: Path,
+    on_epoch: Callable[[int], None] = lambda epoch: None,
+) -> Supernet:
+    """A copy of the supernet in which one network is finished; the others are not to be used.
+
+    Args:
+        supernet: trained; stays as it is.
+        architecture: what to finish.
+        evaluator: recalibrates the teacher.
+        data: training batches.
+        epochs: passes over them.
+        settings: how.
+        seed: of the order of the data.
+        folder: receives the checkpoint, from which a killed finishing goes on.
+        on_epoch: called after each epoch with the epochs done.
+    """
+    torch.manual_seed(seed)
+    teacher = evaluator.plain(supernet, supernet.space.largest())
+    own = copy.deepcopy(supernet)
+    training = SupernetTraining(
+        own,
+        OneNetwork(architecture),
+        epochs,
+        settings.learning_rate,
+        settings.weight_decay,
+        seed,
+        evaluator,
+        distillation=Distillation(teacher, settings.labels, settings.temperature),
+        curve_points=0,
+        on_epoch=lambda done, curve: on_epoch(done),
+    )
+    train(training, data, folder)
+    return own
+
+
+def architecture_key(architecture: Architecture) -> str:
+    """A short name for files about an architecture."""
+    return hashlib.sha256(architecture.to_json().encode()).hexdigest()[:16]

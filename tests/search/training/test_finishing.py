@@ -1,0 +1,100 @@
+"""Finishing: one network trained further, in the code and as a stage of a run that may be killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from search.data import Digits
+from search.evaluation import Evaluator
+from search.training.finishing import FinishSettings, architecture_key, finish_network, finishing_epochs
+from spaces.choice import Architecture
+from spaces.errors import UserError
+from spaces.mobile import MobileSpace
+from spaces.supernet import Supernet
+
+Call = Callable[..., Any]
+Job = tuple[str, ...]
+
+
+def test_it_improves_the_network_and_leaves_the_supernet_alone(
+    trained: Supernet, small_space: MobileSpace, digits: Digits, evaluator: Evaluator, tmp_path: Path
+) -> None:
+    before = {name: value.clone() for name, value in trained.state_dict().items()}
+    architecture = small_space.graded(0.5, precision="w8a8", sparsity="group@1/2")
+    inherited = evaluator.evaluate(trained, architecture)
+    own = finish_network(trained, architecture, evaluator, digits, 4, FinishSettings(learning_rate=0.01), 0, tmp_path)
+    assert evaluator.evaluate(own, architecture).loss < inherited.loss
+    assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
+    assert own.macs_done > 0
+
+
+def test_what_may_be_spent_is_spent(small_space: MobileSpace, trained: Supernet) -> None:
+    smallest, largest = small_space.smallest(), small_space.largest()
+    big = small_space.network(largest).macs
+    assert finishing_epochs(trained, largest, 100, 4 * big * 100 * 7) == 7
+    assert finishing_epochs(trained, smallest, 100, 4 * big * 100 * 7) > 7
+    assert finishing_epochs(trained, largest, 100, 1.0) == 1
+
+
+@pytest.mark.parametrize("values", [{"share": 0.0}, {"share": 1.5}, {"learning_rate": 0.0}])
+def test_settings_that_are_not_allowed(values: dict[str, float]) -> None:
+    with pytest.raises(UserError, match="allowed"):
+        FinishSettings(**values)
+
+
+def stage(run: Path) -> dict[str, Any]:
+    return dict(json.loads((run / "stages.json").read_text())["finish"])
+
+
+def test_the_stage_finishes_winners_and_they_ship(call: Call, finished: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    command = ("run=run", "stages=[finish,export,report]", "finish.share=1", "finish.learning_rate=0.03", "finish.labels=1")
+    killed = call(tmp_path, *command, kill_before=["finished/", 3])
+    assert killed.status == -signal.SIGKILL
+    ended = call(tmp_path, *command)
+    assert ended.status == 0, ended.err
+    assert "winners finished" in ended.out
+    networks = stage(run)["facts"]["networks"]
+    cards = [json.loads(path.read_text()) for path in sorted(run.glob("winners/x86/*/card.json"))]
+    assert len(networks) == len(cards) == 2
+    kept = {Architecture(n["architecture"]): n["kept"] == "finished" for n in networks}
+    assert any(kept.values())  # three epochs teach a supernet little, so there is something to gain
+    for card in cards:
+        assert card["finished"] == kept[Architecture(card["architecture"])]
+        assert card["verified"], card["failures"]
+    for network in networks:
+        file = run / network["file"]
+        assert file.stem == architecture_key(Architecture(network["architecture"]))
+        assert file.exists() == (network["kept"] == "finished")
+        if network["kept"] == "finished":
+            assert network["accuracy_after"] > network["accuracy_before"]
+            assert all(value.isfinite().all() for value in load_file(file).values() if value.is_floating_point())
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["supernet"]["winner_finishing_macs"] > 0
+    assert "winners were finished" in (run / "report.html").read_text()
+
+    whole = tmp_path / "whole"
+    shutil.copytree(finished, whole)
+    assert call(tmp_path, "run=whole", *command[1:]).status == 0
+    for network, other in zip(networks, stage(whole)["facts"]["networks"], strict=True):
+        assert {**network, "seconds": 0} == {**other, "seconds": 0}
+
+    again = call(tmp_path, *command)
+    assert "finish: done before" in again.out
+
+
+def test_without_the_stage_nothing_is_finished(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert summary["finish"] == []
+    assert summary["supernet"]["pays_from_winners"] > 0
+    assert not any(card["finished"] for card in summary["winners"])
