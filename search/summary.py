@@ -155,7 +155,7 @@ def cost_figures(job: Job, facts: Mapping[str, Mapping[str, Any]], exported: Map
     images = sum(len(labels) for _, labels in job.ready_data.train_dataloader())
     alone = 3 * facts["supernet"]["epochs"] * images * sum(winners) / len(winners)
     finishing = facts["finish"].get("networks", [])
-    each = sum(n["macs"] for n in finishing) / len(finishing) if finishing else 0.0
+    each = (sum(n["macs"] for n in finishing) + facts["finish"]["teacher_macs"]) / len(finishing) if finishing else 0.0
     return {
         "macs": macs,
         "winner_alone_macs": alone,

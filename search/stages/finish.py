@@ -12,7 +12,7 @@ from safetensors.torch import save
 from search.job import FINISHED_FOLDER, Job
 from search.run import Facts
 from search.stages.find import chosen_winners
-from search.training.finishing import architecture_key, finish_network, finishing_epochs
+from search.training.finishing import RememberingTeacher, architecture_key, finish_network, finishing_epochs
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.files import write_atomically
@@ -27,23 +27,26 @@ def finish_winners(job: Job) -> Facts:
             "the supernet was trained by an earlier version, its cost is unknown; train it again: stages=[supernet]"
         )
     images = sum(len(labels) for _, labels in job.ready_data.train_dataloader())
+    macs = job.finish.share * supernet_macs
+    epochs = [finishing_epochs(job.space, a, images, macs, len(chosen)) for a in chosen]
+    teacher = RememberingTeacher(job.evaluator.plain(job.supernet, job.space.largest()))
     networks = []
-    for index, architecture in enumerate(chosen, 1):
-        networks.append(_finish(job, architecture, images, supernet_macs, f"finishing {index} of {len(chosen)}"))
+    for index, (architecture, passes) in enumerate(zip(chosen, epochs, strict=True), 1):
+        networks.append(_finish(job, architecture, teacher, passes, f"finishing {index} of {len(chosen)}"))
+    teacher_macs = max(epochs, default=0) * images * job.space.network(job.space.largest()).macs
     better = [n for n in networks if n["kept"] == "finished"]
     gain = sum(n["accuracy_after"] - n["accuracy_before"] for n in better) / max(1, len(networks))
     job.progress.say(
         f"  {len(networks)} winners finished, {len(better)} became better; mean validation accuracy {100 * gain:+.1f} points"
     )
-    return {"networks": networks, "files": [n["file"] for n in better]}
+    return {"networks": networks, "teacher_macs": teacher_macs, "files": [n["file"] for n in better]}
 
 
-def _finish(job: Job, architecture: Architecture, images: int, supernet_macs: float, what: str) -> Facts:
+def _finish(job: Job, architecture: Architecture, teacher: RememberingTeacher, epochs: int, what: str) -> Facts:
     folder = job.path(FINISHED_FOLDER) / architecture_key(architecture)
     known = _known(folder.with_suffix(".json"), architecture)
     if known is not None:
         return known
-    epochs = finishing_epochs(job.supernet, architecture, images, job.finish.share * supernet_macs)
     file = folder.with_suffix(".safetensors")
     begin = time.perf_counter()
 
@@ -52,7 +55,7 @@ def _finish(job: Job, architecture: Architecture, images: int, supernet_macs: fl
 
     before = job.evaluator.evaluate(job.supernet, architecture).accuracy
     own = finish_network(
-        job.supernet, architecture, job.evaluator, job.ready_data, epochs, job.finish, job.seed, folder, on_epoch
+        job.supernet, architecture, teacher, job.evaluator, job.ready_data, epochs, job.finish, job.seed, folder, on_epoch
     )
     after = job.evaluator.evaluate(own, architecture).accuracy
     if after > before:
@@ -62,7 +65,7 @@ def _finish(job: Job, architecture: Architecture, images: int, supernet_macs: fl
         "kept": "finished" if after > before else "inherited",
         "file": str(file.relative_to(job.run.path)),
         "epochs": epochs,
-        "macs": own.macs_done - job.supernet.macs_done + epochs * images * job.space.network(job.space.largest()).macs,
+        "macs": own.macs_done,
         "seconds": time.perf_counter() - begin,
         "accuracy_before": before,
         "accuracy_after": after,

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from torch import nn
 
 from search.evaluation import Evaluator
 from search.training.distillation import Distillation
@@ -22,6 +23,8 @@ from search.training.module import SupernetTraining
 from search.training.strategy import Losses, Step, Strategy
 from spaces.choice import Architecture
 from spaces.errors import UserError
+from spaces.plain import PlainNetwork
+from spaces.space import Space
 from spaces.supernet import Supernet
 
 
@@ -52,6 +55,35 @@ class FinishSettings:
             raise UserError(f"{found}; allowed are a share above 0 up to 1 and a rate above 0")
 
 
+class RememberingTeacher(nn.Module):
+    """A teacher that looks at the same batch once.
+
+    Order and augmentation of the data follow from the seed and the epoch alone, so all networks that are finished see the same
+    batches, and what the teacher says of them is computed for the first.
+
+    Args:
+        network: recalibrated and folded.
+    """
+
+    def __init__(self, network: PlainNetwork) -> None:
+        super().__init__()
+        self.network = network
+        self._said: dict[bytes, torch.Tensor] = {}
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Images `(n, channels, height, width)` to logits `(n, classes)`."""
+        key = hashlib.blake2b(images.detach().cpu().contiguous().numpy().data, digest_size=16).digest()
+        if key not in self._said:
+            with torch.no_grad():
+                self._said[key] = self.network(images)
+        return self._said[key]
+
+    @property
+    def macs_done(self) -> int:
+        """Multiply-accumulates so far."""
+        return sum(len(logits) for logits in self._said.values()) * self.network.network.macs
+
+
 class OneNetwork(Strategy):
     """Every step trains the same network on a teacher's predictions.
 
@@ -69,23 +101,24 @@ class OneNetwork(Strategy):
         return {"network": step.on_lesson(self.architecture, lesson)}
 
 
-def finishing_epochs(supernet: Supernet, architecture: Architecture, images: int, macs: float) -> int:
+def finishing_epochs(space: Space, architecture: Architecture, images: int, macs: float, networks: int) -> int:
     """Passes over the training data that `macs` multiply-accumulates pay for, at least one.
 
     Args:
-        supernet: of the network; its largest one teaches.
+        space: of the network; its largest one teaches.
         architecture: the network.
         images: in the training data.
-        macs: that may be spent.
+        macs: that may be spent on one network.
+        networks: how many share the teacher.
     """
-    space = supernet.space
-    each = 3 * space.network(architecture).macs + space.network(space.largest()).macs
+    each = 3 * space.network(architecture).macs + space.network(space.largest()).macs / networks
     return max(1, round(macs / (each * images)))
 
 
 def finish_network(
     supernet: Supernet,
     architecture: Architecture,
+    teacher: RememberingTeacher,
     evaluator: Evaluator,
     data: pl.LightningDataModule,
     epochs: int,
@@ -99,7 +132,8 @@ def finish_network(
     Args:
         supernet: trained; stays as it is.
         architecture: what to finish.
-        evaluator: recalibrates the teacher.
+        teacher: the supernet's largest network; the same object for all networks that are finished.
+        evaluator: of the training's curve.
         data: training batches.
         epochs: passes over them.
         settings: how.
@@ -108,7 +142,6 @@ def finish_network(
         on_epoch: called after each epoch with the epochs done.
     """
     torch.manual_seed(seed)
-    teacher = evaluator.plain(supernet, supernet.space.largest())
     own = copy.deepcopy(supernet)
     training = SupernetTraining(
         own,

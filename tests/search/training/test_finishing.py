@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from search.data import Digits
 from search.evaluation import Evaluator
-from search.training.finishing import FinishSettings, architecture_key, finish_network, finishing_epochs
+from search.training.finishing import FinishSettings, RememberingTeacher, architecture_key, finish_network, finishing_epochs
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
@@ -31,18 +31,26 @@ def test_it_improves_the_network_and_leaves_the_supernet_alone(
     before = {name: value.clone() for name, value in trained.state_dict().items()}
     architecture = small_space.graded(0.5, precision="w8a8", sparsity="group@1/2")
     inherited = evaluator.evaluate(trained, architecture)
-    own = finish_network(trained, architecture, evaluator, digits, 4, FinishSettings(learning_rate=0.01), 0, tmp_path)
+    teacher = RememberingTeacher(evaluator.plain(trained, small_space.largest()))
+    settings = FinishSettings(learning_rate=0.01)
+    own = finish_network(trained, architecture, teacher, evaluator, digits, 4, settings, 0, tmp_path / "a")
     assert evaluator.evaluate(own, architecture).loss < inherited.loss
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
-    assert own.macs_done > 0
+    asked = teacher.macs_done
+    images = sum(len(labels) for _, labels in digits.train_dataloader())
+    assert asked == 4 * images * small_space.network(small_space.largest()).macs
+    other = finish_network(trained, small_space.smallest(), teacher, evaluator, digits, 4, settings, 0, tmp_path / "b")
+    assert teacher.macs_done == asked  # the second network saw the same batches
+    assert 0 < other.macs_done < own.macs_done
 
 
-def test_what_may_be_spent_is_spent(small_space: MobileSpace, trained: Supernet) -> None:
+def test_what_may_be_spent_is_spent(small_space: MobileSpace) -> None:
     smallest, largest = small_space.smallest(), small_space.largest()
     big = small_space.network(largest).macs
-    assert finishing_epochs(trained, largest, 100, 4 * big * 100 * 7) == 7
-    assert finishing_epochs(trained, smallest, 100, 4 * big * 100 * 7) > 7
-    assert finishing_epochs(trained, largest, 100, 1.0) == 1
+    assert finishing_epochs(small_space, largest, 100, 4 * big * 100 * 7, 1) == 7
+    assert finishing_epochs(small_space, largest, 100, 3.5 * big * 100 * 7, 2) == 7
+    assert finishing_epochs(small_space, smallest, 100, 4 * big * 100 * 7, 1) > 7
+    assert finishing_epochs(small_space, largest, 100, 1.0, 1) == 1
 
 
 @pytest.mark.parametrize("values", [{"share": 0.0}, {"share": 1.5}, {"learning_rate": 0.0}])
@@ -58,7 +66,8 @@ def stage(run: Path) -> dict[str, Any]:
 def test_the_stage_finishes_winners_and_they_ship(call: Call, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    command = ("run=run", "stages=[finish,export,report]", "finish.share=1", "finish.learning_rate=0.03", "finish.labels=1")
+    settings = ("finish.share=1", "finish.learning_rate=0.03", "finish.labels=1", "export.tolerances.agreement=0.98")
+    command = ("run=run", "stages=[finish,export,report]", *settings)
     killed = call(tmp_path, *command, kill_before=["finished/", 3])
     assert killed.status == -signal.SIGKILL
     ended = call(tmp_path, *command)
