@@ -30,18 +30,20 @@ from search.run import Run, digest
 from search.stages import STAGES, Stage, print_choices
 from search.study import StudySettings
 from search.training.finishing import FinishSettings
+from search.training.parallel import Processes
 from spaces.errors import UserError
 from spaces.files import write_atomically
 from spaces.supernet import check_estimators
 
 OVERRIDES_FILE = "overrides.json"
-NOT_OF_THE_RUN = ("run", "stages", "threads")
+NOT_OF_THE_RUN = ("run", "stages", "threads", "trainer")
 
 
 def main(config: DictConfig) -> None:
     """Run the configured stages."""
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     overrides = list(HydraConfig.get().overrides.task)
     given = None if config.run is None else Path(str(config.run))
     if given is not None and (given / OVERRIDES_FILE).exists():
@@ -53,12 +55,18 @@ def main(config: DictConfig) -> None:
     stages = chosen_stages(list(config.stages))
     if config.threads is not None and (type(config.threads) is not int or config.threads < 1):
         raise UserError(f"threads is {config.threads!r}; allowed are integers from 1, or null for all cores")
-    torch.set_num_threads(config.threads or os.cpu_count() or 1)
-    console = Console()
+    with told("trainer"):
+        processes = Processes(**{str(key): value for key, value in config.trainer.items()})
+    torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // processes.devices))
+    console = Console(quiet=processes.rank > 0)
     settings = plain_settings(config)
     path = given if given is not None else default_path(config, settings)
     with StageProgress(console) as progress:
-        job = build_job(config, settings, path, progress)
+        worker_command = (*kept_overrides(overrides), f"run={path}", "stages=[supernet]", *own_processes(overrides))
+        job = build_job(config, settings, path, progress, processes, worker_command)
+        if processes.rank > 0:
+            join_training(job, stages)
+            return
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
         write_atomically(path / OVERRIDES_FILE, json.dumps(kept_overrides(overrides)))
         progress.say(f"run {path}")
@@ -99,10 +107,24 @@ def do_stage(job: Job, stage: Stage) -> None:
     job.progress.say(f"  {finished.seconds if finished else 0.0:.1f} s")
 
 
+def join_training(job: Job, stages: set[str]) -> None:
+    """What every process but the first does: train, where there is something to train."""
+    stage = next(stage for stage in STAGES if stage.name == "supernet")
+    if stage.name in stages and not job.run.finished(stage.name, job.fingerprint(stage.name), stage.made_by(job)):
+        stage.action(job)
+
+
 # -- configuration ------------------------------------------------------------------------------------------------------------
 
 
-def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress: StageProgress) -> Job:
+def build_job(
+    config: DictConfig,
+    settings: dict[str, Any],
+    path: Path,
+    progress: StageProgress,
+    processes: Processes,
+    worker_command: Sequence[str],
+) -> Job:
     """Everything that the configuration names, made.
 
     Raises:
@@ -175,6 +197,8 @@ def build_job(config: DictConfig, settings: dict[str, Any], path: Path, progress
         profile=profile_settings,
         evaluation=evaluation_settings,
         study=StudySettings(study.candidates, study.rounds, study.evaluations, config.seed, leave_out),
+        processes=processes,
+        worker_command=worker_command,
         finish=finish_settings,
         export=ExportSettings(config.export.winners, config.export.random_winners, instantiate(config.export.tolerances)),
         settings=settings,
@@ -273,7 +297,12 @@ def merged_overrides(saved: Sequence[str], given: Sequence[str]) -> list[str]:
 
 def kept_overrides(overrides: Sequence[str]) -> list[str]:
     """Overrides that belong to the run, not to this call."""
-    return [text for text in overrides if override_key(text) not in NOT_OF_THE_RUN]
+    return [text for text in overrides if override_key(text).partition(".")[0] not in NOT_OF_THE_RUN]
+
+
+def own_processes(overrides: Sequence[str]) -> list[str]:
+    """Overrides of the processes of this call, which are not the run's."""
+    return [text for text in overrides if override_key(text).partition(".")[0] in ("threads", "trainer")]
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from search.run import Run, digest
 from search.study import StudySettings
 from search.training import SupernetTraining
 from search.training.finishing import FinishSettings
+from search.training.parallel import Processes
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.space import Space
@@ -90,6 +91,8 @@ class Job:
         profile: how tables are measured.
         evaluation: how networks are evaluated.
         study: how the search goes.
+        processes: on what the supernet is trained.
+        worker_command: arguments of `python -m search` with which further processes join the training.
         finish: how winners are finished, where they are.
         export: what is exported.
         settings: the configuration of each part as plain values, for fingerprints.
@@ -111,6 +114,8 @@ class Job:
     profile: ProfileSettings
     evaluation: EvaluationSettings
     study: StudySettings
+    processes: Processes
+    worker_command: Sequence[str]
     finish: FinishSettings
     export: ExportSettings
     settings: Mapping[str, Any]

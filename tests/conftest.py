@@ -109,7 +109,7 @@ def trained(
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         training = SupernetTraining(supernet, Sandwich(1), 2, 0.02, 0.0, 0, evaluator, curve_points=1)
-        train(training, digits, tmp_path_factory.mktemp("supernet"), "cpu")
+        train(training, digits, tmp_path_factory.mktemp("supernet"))
     torch.set_num_threads(threads)
     return supernet
 

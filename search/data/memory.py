@@ -118,6 +118,9 @@ class Batches:
     An epoch of training depends only on the state of torch's global random generator at its first batch: the generator
     gives one number, from which order and augmentation follow, whatever else draws from it between two batches. Iterating
     for evaluation goes in order and draws nothing.
+
+    While a trainer trains on several processes, batches are larger by their number, and each process gets its part of every
+    batch: order and augmentation are those of one process with the larger batch.
     """
 
     def __init__(self, module: InMemoryImages, indices: Tensor, *, training: bool) -> None:
@@ -130,7 +133,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-len(self.indices) // self.batch_size)
+        return -(-len(self.indices) // (self.batch_size * self.share()[1]))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         # Lightning calls iter() before on_train_epoch_start in the first epoch of a run and after it in the others. This is
@@ -139,11 +142,20 @@ class Batches:
         if self.training:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
             indices = indices[torch.randperm(len(indices), generator=generator)]
+        rank, ranks = self.share()
         for chunk in indices.tensor_split(len(self)):
             images = module.labelled.images.index_select(0, chunk)  # ten times as fast as [chunk]
             if self.training:
                 images = shift_and_flip(images, module.shift, module.flip, generator)
+                images, chunk = images.tensor_split(ranks)[rank], chunk.tensor_split(ranks)[rank]
             yield module.normalise(images), module.labelled.labels.index_select(0, chunk)
+
+    def share(self) -> tuple[int, int]:
+        """Of each batch, the part that this process trains on, and in how many it is cut; the whole outside of training."""
+        trainer = self.module.trainer
+        return (
+            (trainer.global_rank, trainer.world_size) if self.training and trainer is not None and trainer.training else (0, 1)
+        )
 
 
 class InMemoryImages(LightningDataModule, ABC):

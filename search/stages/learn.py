@@ -22,7 +22,7 @@ from spaces.supernet import Supernet
 
 
 def train_supernet(job: Job) -> Facts:
-    """Train, from the last checkpoint if there is one."""
+    """Train, from the last checkpoint if there is one; on every process of the training, the first one stores the weights."""
     torch.manual_seed(job.seed)
     supernet = Supernet(job.space, job.estimators)
     evaluator = job.evaluator
@@ -31,7 +31,10 @@ def train_supernet(job: Job) -> Facts:
         job.progress.advance("epochs", done, training.epochs)
 
     training = job.training(supernet=supernet, seed=job.seed, evaluator=evaluator, on_epoch=on_epoch)
-    train(training, job.ready_data, job.path("supernet"))
+    with job.processes.started(job.worker_command):
+        train(training, job.ready_data, job.path("supernet"), job.processes)
+    if job.processes.rank > 0:
+        return {}
     weights = save({name: value.contiguous() for name, value in supernet.state_dict().items()})
     write_atomically(job.path(SUPERNET_FILE), weights)
     output = hashlib.sha256(weights).hexdigest()[:16]
@@ -40,7 +43,8 @@ def train_supernet(job: Job) -> Facts:
         f"  {training.epochs} epochs; validation accuracy {last.get('validation_accuracy_largest', math.nan):.1%} (largest), "
         f"{last.get('validation_accuracy_smallest', math.nan):.1%} (smallest)"
     )
-    facts = {"epochs": training.epochs, "steps": training.steps, "curve": training.curve, "macs": supernet.macs_done}
+    facts = {"epochs": training.epochs, "steps": training.steps, "curve": training.curve, "macs": training.macs_done}
+    facts["processes"] = job.processes.count
     return {**facts, "output": output}
 
 

@@ -10,23 +10,25 @@ import pytorch_lightning as pl
 import torch
 
 from search.training.module import SupernetTraining
+from search.training.parallel import Processes
 from spaces.errors import UserError
 
 CHECKPOINT = "last.ckpt"
 
 
-def train(training: SupernetTraining, data: pl.LightningDataModule, folder: Path, accelerator: str = "cpu") -> None:
+def train(training: SupernetTraining, data: pl.LightningDataModule, folder: Path, processes: Processes | None = None) -> None:
     """Train to the end, from the last checkpoint in `folder` if there is one.
 
     Args:
         training: what a step does.
         data: training batches.
         folder: receives `last.ckpt` after every epoch.
-        accelerator: Lightning's; evaluations run on the CPU so far, and so does training by default.
+        processes: on what it runs; one process on the CPU by default.
 
     Raises:
         UserError: the loss is not finite.
     """
+    processes = processes or Processes()
     name = CHECKPOINT.removesuffix(".ckpt")
     checkpoints = pl.callbacks.ModelCheckpoint(
         folder, filename=name, save_top_k=1, every_n_epochs=1, enable_version_counter=False
@@ -36,8 +38,10 @@ def train(training: SupernetTraining, data: pl.LightningDataModule, folder: Path
         warnings.filterwarnings("ignore", category=FutureWarning)
         trainer = pl.Trainer(
             max_epochs=training.epochs,
-            accelerator=accelerator,
-            devices=1,
+            accelerator=processes.accelerator,
+            devices=processes.devices,
+            num_nodes=processes.num_nodes,
+            strategy=processes.strategy(),
             callbacks=[checkpoints],
             logger=False,
             enable_progress_bar=False,

@@ -16,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from search.evaluation import Evaluator
 from search.training.distillation import Distillation
+from search.training.parallel import average_gradients, mean_over_processes
 from search.training.schedule import check_schedule, rate_factor
 from search.training.strategy import Losses, Step, Strategy
 from spaces.errors import DivergedError, UserError
@@ -86,6 +87,7 @@ class SupernetTraining(pl.LightningModule):
             zero_residuals(supernet)
         self.averaged = AveragedModel(supernet, multi_avg_fn=_averaging(averaging)) if averaging else None
         self.curve: list[Point] = []
+        self._processes = 1
         self._measured_epochs = {round(epochs * (point + 1) / curve_points) for point in range(curve_points)}
 
     @property
@@ -94,12 +96,20 @@ class SupernetTraining(pl.LightningModule):
         return int(self.global_step)
 
     @property
+    def macs_done(self) -> int:
+        """Multiply-accumulates of the training so far, over all processes."""
+        return self.supernet.macs_done * self._processes
+
+    @property
     def result(self) -> Supernet:
         """The weights that are evaluated and kept."""
         averaged = self.averaged.module if self.averaged is not None else self.supernet
         if not isinstance(averaged, Supernet):
             raise TypeError("averaged weights are not those of a supernet")
         return averaged
+
+    def setup(self, stage: str) -> None:
+        self._processes = self.trainer.world_size
 
     def configure_optimizers(self) -> Any:
         # Scales and codebooks that quantizers learn have no reason to be small.
@@ -112,9 +122,10 @@ class SupernetTraining(pl.LightningModule):
             *self.strategy.own_parameters(),
         ]
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, fused=True)
-        total = self._total_steps = int(self.trainer.estimated_stepping_batches)
-        rate = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: rate_factor(self.schedule, step, total))
-        return [optimizer], [rate]
+        self._peaks = [float(group["lr"]) for group in optimizer.param_groups]
+        # Counted in epochs, so that a training can go on with another number of processes, hence of steps per epoch.
+        self._batches = -(-int(self.trainer.estimated_stepping_batches) // self.epochs)
+        return optimizer
 
     def on_train_epoch_start(self) -> None:
         # The data's order and augmentation restart from the epoch, so that a resumed training sees what the killed one would.
@@ -123,37 +134,38 @@ class SupernetTraining(pl.LightningModule):
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_index: int) -> None:
         try:
-            losses = self._step(*batch)
+            losses = self._step(*batch, self.current_epoch * self._batches + batch_index, self.epochs * self._batches)
         except DivergedError as error:  # an activation tells before a loss does
             raise UserError(self._diverged("not finite")) from error
         self._losses.append(losses)
 
-    def _step(self, images: torch.Tensor, labels: torch.Tensor) -> Losses:
-        rng = np.random.default_rng([self.seed, self.global_step])
+    def _step(self, images: torch.Tensor, labels: torch.Tensor, index: int, steps: int) -> Losses:
+        rng = np.random.default_rng([self.seed, index])
         for weights in {self.supernet, self.result}:
-            weights.start_step(self.global_step, self._total_steps)
+            weights.start_step(index, steps)
         optimizer: Any = self.optimizers()
+        for group, peak in zip(optimizer.param_groups, self._peaks, strict=True):
+            group["lr"] = peak * rate_factor(self.schedule, index, steps)
         optimizer.zero_grad()
         losses = self.strategy.backward(
             Step(
                 supernet=self.supernet,
                 images=images,
                 labels=labels,
-                index=self.global_step,
-                steps=self._total_steps,
+                index=index,
+                steps=steps,
                 rng=rng,
                 distillation=self.distillation,
                 smoothing=self.label_smoothing,
                 backward=self.manual_backward,
             )
         )
+        average_gradients(self.parameters())
         self.supernet.before_step()
         optimizer.step()
         self.supernet.after_step()
         if self.averaged is not None:
             self.averaged.update_parameters(self.supernet)
-        schedule: Any = self.lr_schedulers()
-        schedule.step()
         return losses
 
     def _diverged(self, losses: str) -> str:
@@ -164,12 +176,15 @@ class SupernetTraining(pl.LightningModule):
 
     def on_train_epoch_end(self) -> None:
         names = dict.fromkeys(name for losses in self._losses for name in losses)
-        means = {n: torch.stack([losses[n] for losses in self._losses if n in losses]).mean().item() for n in names}
+        means = {}
+        for name in names:
+            own = torch.stack([losses[name] for losses in self._losses if name in losses]).mean().item()
+            means[name] = mean_over_processes(own)
         done = self.current_epoch + 1
         if not np.isfinite(list(means.values())).all():
             raise UserError(self._diverged(", ".join(f"{value} ({name} network)" for name, value in means.items())))
         point = {"epoch": float(done), **{f"{name}_loss": value for name, value in means.items()}}
-        if done in self._measured_epochs:
+        if done in self._measured_epochs and self.global_rank == 0:
             space, result = self.supernet.space, self.result
             point["validation_accuracy_largest"] = self.evaluator.evaluate(result, space.largest()).accuracy
             point["validation_accuracy_smallest"] = self.evaluator.evaluate(result, space.smallest()).accuracy
@@ -183,10 +198,10 @@ class SupernetTraining(pl.LightningModule):
             weights.start_step(1, 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["curve"], checkpoint["macs"] = self.curve, self.supernet.macs_done
+        checkpoint["curve"], checkpoint["macs"] = self.curve, self.macs_done
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
-        self.curve, self.supernet.macs_done = list(checkpoint["curve"]), int(checkpoint["macs"])
+        self.curve, self.supernet.macs_done = list(checkpoint["curve"]), int(checkpoint["macs"]) // self._processes
 
 
 def zero_residuals(supernet: Supernet) -> None:

@@ -55,7 +55,7 @@ def run(
                 raise StopError
 
     training = Stopping(supernet, Sandwich(1), epochs, rate, 0.01, seed, evaluator, curve_points=points)
-    train(training, data, folder, "cpu")
+    train(training, data, folder)
     return training
 
 

@@ -1,0 +1,160 @@
+"""Training on several processes: who starts them, and one reduction of the gradients per step.
+
+Every process trains the same sampled networks on its own share of each batch. A step has several backward passes, each through
+another part of the weights, so gradients are averaged once at its end instead of in every pass as
+`torch.nn.parallel.DistributedDataParallel` does. On one machine the process that was started first starts the others
+(`python -m search` with the same run and the stage `supernet` alone); under `srun` or `torchrun` they are there already.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed
+from pytorch_lightning.strategies import DDPStrategy
+
+from spaces.errors import UserError
+
+JOIN_HOURS = 24  # other processes wait while the first one measures tables
+WORKER_PATIENCE_S = 60
+RANK_VARIABLES = ("RANK", "SLURM_PROCID")
+
+
+@dataclass(frozen=True)
+class Processes:
+    """On what the supernet is trained.
+
+    Args:
+        accelerator: Lightning's, `cpu` or `gpu`.
+        devices: processes per node.
+        num_nodes: nodes.
+
+    Raises:
+        UserError: a value that is not allowed, or a GPU that is not there.
+    """
+
+    accelerator: str = "cpu"
+    devices: int = 1
+    num_nodes: int = 1
+
+    def __post_init__(self) -> None:
+        for name, value in (("devices", self.devices), ("num_nodes", self.num_nodes)):
+            if type(value) is not int or value < 1:
+                raise UserError(f"trainer.{name} is {value!r}; allowed are integers from 1")
+        if self.accelerator not in ("cpu", "gpu"):
+            raise UserError(f"trainer.accelerator is {self.accelerator!r}; allowed are cpu and gpu")
+        if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
+            found = f"{torch.cuda.device_count()} GPUs"
+            raise UserError(f"trainer.devices is {self.devices} and torch sees {found}; allowed is trainer.accelerator=cpu")
+
+    @property
+    def count(self) -> int:
+        """Processes in all."""
+        return self.devices * self.num_nodes
+
+    @property
+    def rank(self) -> int:
+        """Which of them this is; the first one, 0, does all that is not training."""
+        if self.count == 1:
+            return 0
+        return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
+
+    def strategy(self) -> DDPStrategy | str:
+        """For Lightning's trainer."""
+        if self.count == 1:
+            return "auto"
+        backend = "nccl" if self.accelerator == "gpu" else "gloo"
+        return OneReduction(process_group_backend=backend, timeout=timedelta(hours=JOIN_HOURS))
+
+    @contextmanager
+    def started(self, command: Sequence[str]) -> Iterator[None]:
+        """Start the other processes of this machine, unless something else has, and end them.
+
+        Args:
+            command: arguments of `python -m search` with which the others train.
+
+        Raises:
+            UserError: `num_nodes` above 1 where nothing has started processes on the other nodes.
+        """
+        if self.count == 1 or any(name in os.environ for name in RANK_VARIABLES):
+            yield
+            return
+        if self.num_nodes > 1:
+            raise UserError(
+                f"trainer.num_nodes is {self.num_nodes}, and nothing has started the processes; start them: "
+                f"srun --nodes={self.num_nodes} --ntasks-per-node={self.devices} python -m search ..."
+            )
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(self.count)}
+        group |= {"LOCAL_WORLD_SIZE": str(self.count), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "netwright"}
+        environments = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self.count)]
+        workers = [
+            subprocess.Popen([sys.executable, "-m", "search", *command], env=os.environ | own, stdout=subprocess.DEVNULL)
+            for own in environments[1:]
+        ]
+        try:
+            os.environ.update(environments[0])
+            yield
+            for worker in workers:
+                worker.wait(WORKER_PATIENCE_S)
+        except RuntimeError as error:
+            # Reductions fail when a process is gone.
+            gone = [worker.returncode for worker in workers if worker.poll() not in (None, 0)]
+            if gone:
+                raise UserError(
+                    f"a process of the training ended with status {gone[0]}; the same command goes on from the last epoch"
+                ) from error
+            raise
+        finally:
+            for name in environments[0]:
+                os.environ.pop(name, None)
+            for worker in workers:
+                worker.kill()
+                worker.wait()
+            if torch.distributed.is_initialized():
+                torch.distributed.destroy_process_group()
+
+
+class OneReduction(DDPStrategy):
+    """Lightning's process group without the wrapper that reduces in every backward pass."""
+
+    def configure_ddp(self) -> None:
+        model = self.lightning_module
+        if model is None:
+            raise RuntimeError("no module to train")
+        for value in (*model.parameters(), *model.buffers()):
+            torch.distributed.broadcast(value.data, 0)
+
+
+def average_gradients(parameters: Iterable[torch.nn.Parameter]) -> None:
+    """Replace gradients by their mean over all processes; nothing where there is one.
+
+    The same networks were trained everywhere, so the same parameters have gradients everywhere.
+    """
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    torch.distributed.all_reduce(flat)
+    flat /= torch.distributed.get_world_size()
+    for gradient, mean in zip(gradients, torch.split(flat, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def mean_over_processes(value: float) -> float:
+    """The mean of a figure over all processes."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return value
+    total = torch.tensor(value, dtype=torch.float64)
+    torch.distributed.all_reduce(total)
+    return total.item() / torch.distributed.get_world_size()
