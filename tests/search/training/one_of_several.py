@@ -1,4 +1,4 @@
-"""One process of a training on several; `test_parallel.py` sets RANK and WORLD_SIZE. Arguments: FOLDER BATCH_SIZE EPOCHS [STOP]."""
+"""One process of a training on several: FOLDER BATCH_SIZE EPOCHS [STOP]; `test_parallel.py` sets RANK and WORLD_SIZE."""
 
 from __future__ import annotations
 
