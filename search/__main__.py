@@ -8,13 +8,14 @@ import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 from optuna.samplers import BaseSampler
@@ -22,12 +23,14 @@ from pytorch_lightning import LightningDataModule
 from rich.console import Console
 
 from latency_lut.command import run_hydra
+from search.claims import claimed
 from search.job import EvaluationSettings, ExportSettings, Job, ProfileSettings
 from search.objectives import goals_of, parse_constraint, parse_objectives
 from search.progress import StageProgress
 from search.report import print_front
 from search.run import Run, digest
-from search.stages import STAGES, Stage, print_choices
+from search.sharing import SharedStages
+from search.stages import STAGES, Stage, of_devices, print_choices
 from search.study import StudySettings
 from search.training.finishing import FinishSettings
 from search.training.parallel import Processes
@@ -36,7 +39,7 @@ from spaces.files import write_atomically
 from spaces.supernet import check_estimators
 
 OVERRIDES_FILE = "overrides.json"
-NOT_OF_THE_RUN = ("run", "stages", "threads", "trainer")
+NOT_OF_THE_RUN = ("run", "stages", "threads", "trainer", "share")
 
 
 def main(config: DictConfig) -> None:
@@ -61,23 +64,35 @@ def main(config: DictConfig) -> None:
     console = Console(quiet=processes.rank > 0)
     settings = plain_settings(config)
     path = given if given is not None else default_path(config, settings)
-    with StageProgress(console) as progress:
+    with StageProgress(console) as progress, ExitStack() as held:
         worker_command = (*kept_overrides(overrides), f"run={path}", "stages=[supernet]", *own_processes(overrides))
         job = build_job(config, settings, path, progress, processes, worker_command)
         if processes.rank > 0:
             join_training(job, stages)
             return
+        held.enter_context(claimed(path, path.name, lambda holder: progress.say(f"run {path} is in use by {holder}; waiting")))
+        job.run.reload()  # somebody else may have worked on it meanwhile
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
         write_atomically(path / OVERRIDES_FILE, json.dumps(kept_overrides(overrides)))
         progress.say(f"run {path}")
         if stages == {"space"}:
             print_choices(job)
+        shared = shared_stages(config, processes, progress)
         for stage in STAGES:
             if stage.name in stages:
-                do_stage(job, stage)
+                do_stage(job, stage, shared)
     if "report" in stages:
         print_front(read_summary(path / "summary.json"), console)
         console.print(f"report: {path / 'report.html'}", soft_wrap=True)
+
+
+def shared_stages(config: DictConfig, processes: Processes, progress: StageProgress) -> SharedStages | None:
+    """Where stages are shared with other runs; `None` where they are not."""
+    if config.share is None or (config.share == "auto" and HydraConfig.get().mode != RunMode.MULTIRUN):
+        return None
+    if processes.count > 1 and processes.from_outside:
+        return None  # the other processes are there and will train, whatever this one finds
+    return SharedStages(Path("runs/shared" if config.share == "auto" else str(config.share)), progress.say)
 
 
 def read_summary(path: Path) -> dict[str, Any]:
@@ -95,14 +110,22 @@ def read_summary(path: Path) -> dict[str, Any]:
     return summary
 
 
-def do_stage(job: Job, stage: Stage) -> None:
-    """Do one stage, or say that there is nothing to do."""
+def do_stage(job: Job, stage: Stage, shared: SharedStages | None) -> None:
+    """Do one stage, take it over from another run, or say that there is nothing to do."""
     fingerprint, makes = job.fingerprint(stage.name), stage.made_by(job)
     if job.run.finished(stage.name, fingerprint, makes) and not stage.always:
         job.progress.say(f"{stage.name}: done before")
         return
     job.progress.say(stage.name)
-    job.run.do(stage.name, fingerprint, stage.leaves, lambda: stage.action(job), makes, stage.always)
+
+    def action() -> None:
+        job.run.do(stage.name, fingerprint, stage.leaves, lambda: stage.action(job), makes, stage.always)
+
+    if shared is not None and stage.shared:
+        files, unfinished = of_devices(stage.shared, job), of_devices(stage.unfinished, job)
+        shared.do(job.run, stage.name, fingerprint, stage.leaves, files, unfinished, action)
+    else:
+        action()
     finished = job.run.record(stage.name)
     job.progress.say(f"  {finished.seconds if finished else 0.0:.1f} s")
 

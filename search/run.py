@@ -66,6 +66,14 @@ class Run:
         self._record_path = path / "stages.json"
         self._records = self._read()
 
+    def reload(self) -> None:
+        """Read the record again.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        self._records = self._read()
+
     def _read(self) -> dict[str, Record]:
         if not self._record_path.exists():
             return {}
@@ -128,16 +136,9 @@ class Run:
         Returns:
             Whether it was done now.
         """
-        known = self._records.get(stage)
         if self.finished(stage, fingerprint, makes) and not always:
             return False
-        before = 0.0
-        if known is None or known.fingerprint != fingerprint:
-            for name in leaves:
-                self._remove(self.path / name)
-        else:
-            before = 0.0 if known.done else known.seconds
-        self._write(stage, Record(fingerprint, False, before, "", {}))
+        before = self.begin(stage, fingerprint, leaves)
         begin = time.perf_counter()
         try:
             facts = dict(action())
@@ -147,6 +148,31 @@ class Run:
         output = str(facts.pop("output", fingerprint))
         self._write(stage, Record(fingerprint, True, before + time.perf_counter() - begin, output, facts))
         return True
+
+    def begin(self, stage: str, fingerprint: str, leaves: Sequence[str]) -> float:
+        """Record that a stage has begun, and remove what it left with another fingerprint; returns seconds spent before."""
+        known, before = self._records.get(stage), 0.0
+        if known is None or known.fingerprint != fingerprint:
+            for name in leaves:
+                self._remove(self.path / name)
+        else:
+            before = 0.0 if known.done else known.seconds
+        self._write(stage, Record(fingerprint, False, before, "", {}))
+        return before
+
+    def adopt(self, stage: str, record: Record, leaves: Sequence[str], bring: Callable[[], None]) -> None:
+        """Take over a stage that another run has done.
+
+        Args:
+            stage: its name.
+            record: of the other run.
+            leaves: as in `do`.
+            bring: brings what the stage makes.
+        """
+        for name in leaves:
+            self._remove(self.path / name)
+        bring()
+        self._write(stage, record)
 
     def _remove(self, path: Path) -> None:
         if path.is_dir() and not path.is_symlink():

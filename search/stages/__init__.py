@@ -12,6 +12,7 @@ from search.stages.find import search_study
 from search.stages.finish import finish_winners
 from search.stages.learn import fit_predictors, train_supernet
 from search.stages.measure import describe_space, measure_tables, print_choices
+from search.training import CHECKPOINT
 
 __all__ = ["STAGES", "Stage", "print_choices"]
 
@@ -26,6 +27,8 @@ class Stage:
         leaves: files and folders of the run that are removed when it begins with other settings or inputs.
         makes: those without which it is not done.
         always: it is never skipped.
+        shared: files to hand to other runs that need the same stage; empty where stages are not shared.
+        unfinished: files from which it goes on after it was interrupted.
     """
 
     name: str
@@ -33,19 +36,41 @@ class Stage:
     leaves: tuple[str, ...] = ()
     makes: tuple[str, ...] = ()
     always: bool = False
+    shared: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
 
     def made_by(self, job: Job) -> list[str]:
         """What the stage makes in a job, a file per device where it says `DEVICE`, and what it said it made."""
-        fixed = [name.replace("DEVICE", device) for name in self.makes for device in job.devices]
-        return [*fixed, *job.run.facts(self.name).get("files", [])]
+        return [*of_devices(self.makes, job), *job.run.facts(self.name).get("files", [])]
 
+
+def of_devices(names: tuple[str, ...], job: Job) -> list[str]:
+    """Names with that of every device where they say `DEVICE`."""
+    return list(dict.fromkeys(name.replace("DEVICE", device) for name in names for device in job.devices))
+
+
+TABLES = ("tables/DEVICE.parquet",)
 
 # Tables and evaluations stay when settings change: both know what they belong to, and take what still fits.
 STAGES = (
     Stage("space", describe_space, ("space.json",), ("space.json",), always=True),
-    Stage("tables", measure_tables, (), ("tables/DEVICE.parquet",)),
-    Stage("supernet", train_supernet, ("supernet",), (SUPERNET_FILE,)),
-    Stage("predictors", fit_predictors, ("predictors",), (EVALUATIONS_FILE, "predictors/accuracy.json")),
+    Stage("tables", measure_tables, (), TABLES, shared=TABLES, unfinished=TABLES),
+    Stage(
+        "supernet",
+        train_supernet,
+        ("supernet",),
+        (SUPERNET_FILE,),
+        shared=(SUPERNET_FILE,),
+        unfinished=(f"supernet/{CHECKPOINT}",),
+    ),
+    Stage(
+        "predictors",
+        fit_predictors,
+        ("predictors",),
+        (EVALUATIONS_FILE, "predictors/accuracy.json"),
+        shared=(EVALUATIONS_FILE, "predictors/accuracy.json", "predictors/latency@DEVICE.json"),
+        unfinished=(EVALUATIONS_FILE,),
+    ),
     Stage("study", search_study, ("study.log", "front.csv", "points.json"), ("study.log", "front.csv", "points.json")),
     Stage("finish", finish_winners, (FINISHED_FOLDER,), ()),
     Stage("export", export_winners, ("winners", "baselines"), ()),

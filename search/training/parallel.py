@@ -67,6 +67,11 @@ class Processes:
             return 0
         return next((int(os.environ[name]) for name in RANK_VARIABLES if os.environ.get(name, "").isdigit()), 0)
 
+    @property
+    def from_outside(self) -> bool:
+        """Whether something else, such as `srun`, has started all processes."""
+        return any(name in os.environ for name in RANK_VARIABLES)
+
     def strategy(self) -> DDPStrategy | str:
         """For Lightning's trainer."""
         if self.count == 1:
@@ -84,7 +89,7 @@ class Processes:
         Raises:
             UserError: `num_nodes` above 1 where nothing has started processes on the other nodes.
         """
-        if self.count == 1 or any(name in os.environ for name in RANK_VARIABLES):
+        if self.count == 1 or self.from_outside:
             yield
             return
         if self.num_nodes > 1:
