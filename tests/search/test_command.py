@@ -63,7 +63,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("device=toaster", ["'device'", "x86"]),
         ("device=[]", ["no device"]),
         ("--nonsense", ["--nonsense"]),
-        ("stages=[party]", ["'party'", "space, tables, supernet, predictors, study, export, report"]),
+        ("stages=[party]", ["'party'", "space, tables, supernet, predictors, study, finish, export, report"]),
         ("stages=[]", ["stages is empty"]),
         ("objectives=[speed]", ["'speed'", "latency@x86"]),
         ("objectives=[accuracy,latency@phone]", ["'phone'", "latency, latency@x86"]),
