@@ -32,7 +32,11 @@ Damage = Callable[[Path], object]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.parent.name != ".claims"
+    }
 
 
 def one_line(ended: Any, *words: str) -> None:
@@ -262,7 +266,7 @@ def test_a_run_says_nothing_on_stderr(call: Call, tmp_path: Path, tiny_job: Job)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["run"]
     left = {p.name for p in (tmp_path / "run").iterdir()}
     assert left == {
-        *("config.yaml", "overrides.json", "stages.json", "space.json", "tables", "supernet", "predictors"),
+        *(".claims", "config.yaml", "overrides.json", "stages.json", "space.json", "tables", "supernet", "predictors"),
         *(
             "evaluations.parquet",
             "study.log",
