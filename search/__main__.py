@@ -70,7 +70,8 @@ def main(config: DictConfig) -> None:
         if processes.rank > 0:
             join_training(job, stages)
             return
-        held.enter_context(claimed(path, path.name, lambda holder: progress.say(f"run {path} is in use by {holder}; waiting")))
+        waiting = claimed(path, path.name, lambda holder: progress.say(f"run {path} is in use by {holder}; waiting"))
+        claim = held.enter_context(waiting)
         job.run.reload()  # somebody else may have worked on it meanwhile
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
         write_atomically(path / OVERRIDES_FILE, json.dumps(kept_overrides(overrides)))
@@ -79,6 +80,8 @@ def main(config: DictConfig) -> None:
             print_choices(job)
         shared = shared_stages(config, processes, progress)
         for stage in STAGES:
+            if claim is not None and claim[0].lost:
+                raise UserError(f"run {path} was taken over by another process, as this one stood still; wait for that one")
             if stage.name in stages:
                 do_stage(job, stage, shared)
     if "report" in stages:

@@ -68,7 +68,7 @@ class Claim:
     @property
     def lost(self) -> bool:
         """Whether another process took it over, because this one did not beat for too long."""
-        return _numbers(self.folder)[-1] > self.holder.number
+        return max(_numbers(self.folder), default=0) > self.holder.number
 
     def _beat(self) -> None:
         count = 0

@@ -166,6 +166,11 @@ class Job:
         return self.data
 
     @cached_property
+    def train_images(self) -> int:
+        """Images in the training data."""
+        return sum(len(labels) for _, labels in self.ready_data.train_dataloader())
+
+    @cached_property
     def validation(self) -> Split:
         return collect(self.ready_data, "validation")
 

@@ -126,10 +126,9 @@ def fingerprints(job: Job) -> dict[str, str]:
 
 def data_figures(job: Job) -> dict[str, Any]:
     """Name and sizes of the data."""
-    train = sum(len(labels) for _, labels in job.ready_data.train_dataloader())
     return {
         "name": type(job.data).__name__,
-        "train": train,
+        "train": job.train_images,
         "validation": len(job.validation.labels),
         "test": len(job.test.labels),
         "channels": job.channels,
@@ -152,8 +151,7 @@ def cost_figures(job: Job, facts: Mapping[str, Mapping[str, Any]], exported: Map
     winners = [w["macs"] for device in exported.values() for w in device["winners"]]
     if not macs or not winners:
         return {}
-    images = sum(len(labels) for _, labels in job.ready_data.train_dataloader())
-    alone = 3 * facts["supernet"]["epochs"] * images * sum(winners) / len(winners)
+    alone = 3 * facts["supernet"]["epochs"] * job.train_images * sum(winners) / len(winners)
     finishing = facts["finish"].get("networks", [])
     each = (sum(n["macs"] for n in finishing) + facts["finish"]["teacher_macs"]) / len(finishing) if finishing else 0.0
     return {

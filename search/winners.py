@@ -200,10 +200,8 @@ def pick(
 
 def uniform(space: Space, architecture: Architecture, precision: str) -> Architecture:
     """The same network with every layer dense and of one precision."""
-    values: dict[str, Option] = dict(architecture)
+    values: dict[str, Option] = dict(space.replaced(architecture, precision=precision))
     for choice in space.choices:
-        if choice.kind == "precision" and precision in choice.options and choice.name in values:
-            values[choice.name] = precision
         if choice.kind in ("sparsity", "rank") and choice.name in values:
             values[choice.name] = choice.options[-1]
     return space.completed(values)  # a layer that becomes dense has a rank to choose

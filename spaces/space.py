@@ -103,6 +103,14 @@ class Space(ABC):
             values[choice.name] = wanted if wanted is not None and wanted in choice.options else choice.options[at]
         return self.architecture(values)
 
+    def replaced(self, architecture: Architecture, **kinds: Option) -> Architecture:
+        """The same architecture with other values of whole kinds of choices, such as `precision="fp32"`."""
+        values: dict[str, Option] = dict(architecture)
+        for choice in self.choices:
+            if choice.name in values and kinds.get(choice.kind) in choice.options:
+                values[choice.name] = kinds[choice.kind]
+        return self.completed(values)
+
     # -- the space as a whole -------------------------------------------------------------------------------------------
 
     @cached_property

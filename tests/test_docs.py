@@ -14,11 +14,14 @@ import torch
 from latency_lut.device import Device
 from latency_lut.lowering import applicable
 from latency_lut.network import build_layer
+from search.data import Digits
 from search.evaluation import Evaluator
 from search.export import Tolerances, export, layer_weights, verify
+from search.training import SupernetTraining, train
 from spaces import precision, sparsity
 from spaces.elastic import OPERATORS
 from spaces.layers import LayerSpec
+from spaces.mobile import MobileSpace
 from spaces.quantizers import scales, weights
 from spaces.quantizers.straight_through import straight_through
 from spaces.supernet import Supernet
@@ -47,6 +50,14 @@ def test_the_space_is_trainable_and_ships(evaluator: Evaluator, x86: Device) -> 
         lowerings = [applicable(spec)[0] for spec in plain.network.layers]
         model = export(plain, lowerings, x86, {})
         assert verify(plain, lowerings, model, x86, evaluator.split, Tolerances(agreement=0.95)).failures == []
+
+
+def test_the_training_strategy_trains(tiny_space: MobileSpace, evaluator: Evaluator, digits: Digits, tmp_path: Path) -> None:
+    names: dict[str, Any] = {"__name__": "search.training.ends"}
+    exec(compile(example("A training strategy"), "ends.py", "exec"), names)
+    training = SupernetTraining(Supernet(tiny_space), names["Ends"](), 3, 0.02, 0.0, 0, evaluator, curve_points=1)
+    train(training, digits, tmp_path)
+    assert all(training.curve[-1][name] < training.curve[0][name] for name in ("largest_loss", "smallest_loss"))
 
 
 @pytest.fixture

@@ -26,14 +26,13 @@ def finish_winners(job: Job) -> Facts:
         raise UserError(
             "the supernet was trained by an earlier version, its cost is unknown; train it again: stages=[supernet]"
         )
-    images = sum(len(labels) for _, labels in job.ready_data.train_dataloader())
     macs = job.finish.share * supernet_macs
-    epochs = [finishing_epochs(job.space, a, images, macs, len(chosen)) for a in chosen]
+    epochs = [finishing_epochs(job.space, a, job.train_images, macs, len(chosen)) for a in chosen]
     teacher = RememberingTeacher(job.evaluator.plain(job.supernet, job.space.largest()))
     networks = []
     for index, (architecture, passes) in enumerate(zip(chosen, epochs, strict=True), 1):
         networks.append(_finish(job, architecture, teacher, passes, f"finishing {index} of {len(chosen)}"))
-    teacher_macs = max(epochs, default=0) * images * job.space.network(job.space.largest()).macs
+    teacher_macs = max(epochs, default=0) * job.train_images * job.space.network(job.space.largest()).macs
     better = [n for n in networks if n["kept"] == "finished"]
     gain = sum(n["accuracy_after"] - n["accuracy_before"] for n in better) / max(1, len(networks))
     job.progress.say(

@@ -13,10 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from spaces.choice import Architecture, Option
+from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.precision import FLOAT
-from spaces.space import Space
 from spaces.supernet import Outputs, Supernet
 
 IN_PLACE = "in_place"
@@ -69,9 +68,8 @@ class Distillation(nn.Module):
             largest: outputs of the largest network on them, where it was run; without gradients or with.
         """
         if self.kind == IN_PLACE:
-            return Lesson(
-                self, supernet, images, _detached(largest) if largest else self.run(supernet, _largest(supernet), images)
-            )
+            said = _detached(largest) if largest else self.run(supernet, supernet.space.largest(), images)
+            return Lesson(self, supernet, images, said)
         if self.teacher is not None:
             with torch.no_grad():
                 return Lesson(self, supernet, images, Outputs(self.teacher(images), {}))
@@ -99,7 +97,7 @@ class Lesson:
         how = self.distillation
         said = self.said
         if said is None:
-            said = how.run(self.supernet, in_float(self.supernet.space, architecture), self.images)
+            said = how.run(self.supernet, self.supernet.space.replaced(architecture, precision=FLOAT), self.images)
         if said.logits.shape != student.logits.shape:
             raise UserError(
                 f"the teacher's outputs have the shape {tuple(said.logits.shape)}; allowed is {tuple(student.logits.shape)}"
@@ -132,19 +130,6 @@ def attention_distance(teacher: Outputs, student: Outputs) -> torch.Tensor:
 def attention_map(activations: torch.Tensor) -> torch.Tensor:
     """Activations `(n, channels, height, width)` to `(n, height, width)`."""
     return activations.square().mean(dim=1)
-
-
-def in_float(space: Space, architecture: Architecture) -> Architecture:
-    """The same network in float: every precision at its option `fp32`, where it has that."""
-    values: dict[str, Option] = dict(architecture)
-    for choice in space.choices:
-        if choice.kind == "precision" and choice.name in values and FLOAT in choice.options:
-            values[choice.name] = FLOAT
-    return space.completed(values)
-
-
-def _largest(supernet: Supernet) -> Architecture:
-    return supernet.space.largest()
 
 
 def _detached(outputs: Outputs) -> Outputs:

@@ -53,6 +53,9 @@ class FinishSettings:
         if not 0.0 < self.share <= 1.0 or not self.learning_rate > 0.0:
             found = f"finish.share is {self.share} and finish.learning_rate {self.learning_rate}"
             raise UserError(f"{found}; allowed are a share above 0 up to 1 and a rate above 0")
+        if not 0.0 <= self.labels <= 1.0 or not self.temperature > 0.0 or not self.weight_decay >= 0.0:
+            found = f"finish.labels is {self.labels}, temperature {self.temperature} and weight_decay {self.weight_decay}"
+            raise UserError(f"{found}; allowed are a share from 0 to 1, a value above 0 and a value from 0")
 
 
 class RememberingTeacher(nn.Module):

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -23,9 +23,12 @@ from pytorch_lightning.strategies import DDPStrategy
 
 from spaces.errors import UserError
 
-JOIN_HOURS = 24  # other processes wait while the first one measures tables
+# Processes that srun has started wait while the first one measures tables; those that it starts itself only while it evaluates.
+JOIN_FROM_OUTSIDE = timedelta(hours=24)
+JOIN = timedelta(minutes=30)
 WORKER_PATIENCE_S = 60
 RANK_VARIABLES = ("RANK", "SLURM_PROCID")
+OWN_GROUP = "netwright"  # names the group of processes that the first one starts
 
 
 @dataclass(frozen=True)
@@ -70,6 +73,11 @@ class Processes:
     @property
     def from_outside(self) -> bool:
         """Whether something else, such as `srun`, has started all processes."""
+        return self._placed and os.environ.get("TORCHELASTIC_RUN_ID") != OWN_GROUP
+
+    @property
+    def _placed(self) -> bool:
+        """Whether the environment says which process this is."""
         return any(name in os.environ for name in RANK_VARIABLES)
 
     def strategy(self) -> DDPStrategy | str:
@@ -77,7 +85,7 @@ class Processes:
         if self.count == 1:
             return "auto"
         backend = "nccl" if self.accelerator == "gpu" else "gloo"
-        return OneReduction(process_group_backend=backend, timeout=timedelta(hours=JOIN_HOURS))
+        return OneReduction(process_group_backend=backend, timeout=JOIN_FROM_OUTSIDE if self.from_outside else JOIN)
 
     @contextmanager
     def started(self, command: Sequence[str]) -> Iterator[None]:
@@ -89,7 +97,7 @@ class Processes:
         Raises:
             UserError: `num_nodes` above 1 where nothing has started processes on the other nodes.
         """
-        if self.count == 1 or self.from_outside:
+        if self.count == 1 or self._placed:
             yield
             return
         if self.num_nodes > 1:
@@ -101,7 +109,7 @@ class Processes:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         group = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(self.count)}
-        group |= {"LOCAL_WORLD_SIZE": str(self.count), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": "netwright"}
+        group |= {"LOCAL_WORLD_SIZE": str(self.count), "GROUP_RANK": "0", "TORCHELASTIC_RUN_ID": OWN_GROUP}
         environments = [{**group, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(self.count)]
         workers = [
             subprocess.Popen([sys.executable, "-m", "search", *command], env=os.environ | own, stdout=subprocess.DEVNULL)
@@ -111,7 +119,8 @@ class Processes:
             os.environ.update(environments[0])
             yield
             for worker in workers:
-                worker.wait(WORKER_PATIENCE_S)
+                with suppress(subprocess.TimeoutExpired):  # the weights are here already
+                    worker.wait(WORKER_PATIENCE_S)
         except RuntimeError as error:
             # Reductions fail when a process is gone.
             gone = [worker.returncode for worker in workers if worker.poll() not in (None, 0)]

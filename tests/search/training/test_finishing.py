@@ -53,7 +53,9 @@ def test_what_may_be_spent_is_spent(small_space: MobileSpace) -> None:
     assert finishing_epochs(small_space, largest, 100, 1.0, 1) == 1
 
 
-@pytest.mark.parametrize("values", [{"share": 0.0}, {"share": 1.5}, {"learning_rate": 0.0}])
+@pytest.mark.parametrize(
+    "values", [{"share": 0.0}, {"share": 1.5}, {"learning_rate": 0.0}, {"labels": 1.5}, {"temperature": 0.0}]
+)
 def test_settings_that_are_not_allowed(values: dict[str, float]) -> None:
     with pytest.raises(UserError, match="allowed"):
         FinishSettings(**values)
