@@ -16,7 +16,7 @@ from search.job import Job
 from search.report import write_report
 from search.run import Facts
 from search.stages.find import chosen_winners, read_fronts
-from search.summary import summarize
+from search.summary import SUMMARY_FILE, summarize
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.files import write_atomically
@@ -101,7 +101,7 @@ def report_run(job: Job) -> Facts:
     write_report(summary, job.path("report.html"))
     summary["stages"]["report"] = time.perf_counter() - begin
     summary["wall_s"] = sum(summary["stages"].values())
-    write_atomically(job.path("summary.json"), json.dumps(summary, indent=1, allow_nan=False))
+    write_atomically(job.path(SUMMARY_FILE), json.dumps(summary, indent=1, allow_nan=False))
     return {}
 
 
