@@ -82,7 +82,7 @@ class Runtime(Protocol):
     def providers(self) -> list[str]:
         """Execution providers that the installed runtime has."""
 
-    def describe(self, device: Device) -> dict[str, str]:
+    def describe(self, device: Device) -> Mapping[str, str | int]:
         """What else a number measured with it must say; nothing when version, provider and settings say it all."""
 
     def load(self, model: bytes, device: Device) -> LoadedModel:

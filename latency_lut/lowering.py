@@ -15,6 +15,7 @@ from latency_lut.lowerings import (  # importing them registers them
     integer,
     low_rank,
     torch_floating,
+    torch_matrices,
     transformer,
 )
 from latency_lut.lowerings.base import LOWERINGS, Description, LayerWeights, Lowering, applicable, lower, model_kind
@@ -34,5 +35,6 @@ __all__ = [
     "lower_to_module",
     "model_kind",
     "torch_floating",
+    "torch_matrices",
     "transformer",
 ]

@@ -104,7 +104,7 @@ class Unweighted(nn.Module):
         return self_attention(x, self.spec.heads)
 
 
-def _dense_key(spec: LayerSpec) -> LayerSpec:
+def dense_key(spec: LayerSpec) -> LayerSpec:
     """The layer with the same kernels around the same tensors: dense, with weights of the plainest kind."""
     precision = spec.arithmetic
     block = f"@{precision.scales}" if isinstance(precision.scales, int) else ""
@@ -121,7 +121,7 @@ def _dense(dtype: torch.dtype) -> ModuleCore:
         if not spec.rank:
             weight = (dense * entrance.scale).to(dtype)
             return nn.Sequential(entrance, Weighted(weight, bias.to(dtype), spec.stride, spec.groups))
-        first = (_factor(spec, weights) * entrance.scale).to(dtype)
+        first = (_decoded_factor(spec, weights) * entrance.scale).to(dtype)
         parts: list[nn.Module] = [entrance, Weighted(first, None, spec.stride, 1)]
         if spec.integer:
             middle = Grid.of(*range_of(weights.factor_range, "factor_range", spec))
@@ -162,10 +162,20 @@ def decoded(spec: LayerSpec, weights: LayerWeights) -> torch.Tensor:
     return torch.from_numpy(values_of(dense, encoded_weight(spec, dense, weights.encoded)))
 
 
-def _factor(spec: LayerSpec, weights: LayerWeights) -> torch.Tensor:
+def factor_of(weights: LayerWeights) -> torch.Tensor:
+    """The first factor of a layer with a rank.
+
+    Raises:
+        ValueError: there is none.
+    """
     if weights.factor is None:
         raise ValueError("this layer needs a factor")
-    return torch.from_numpy(values_of(weights.factor, encoded_weight(spec, weights.factor, weights.factor_encoded)))
+    return torch.from_numpy(weights.factor)
+
+
+def _decoded_factor(spec: LayerSpec, weights: LayerWeights) -> torch.Tensor:
+    factor = factor_of(weights).numpy()
+    return torch.from_numpy(values_of(factor, encoded_weight(spec, factor, weights.factor_encoded)))
 
 
 def _register(name: str, dtype: torch.dtype) -> None:
@@ -174,7 +184,7 @@ def _register(name: str, dtype: torch.dtype) -> None:
     def runs_on(description: Description) -> bool:
         return not rounds or description.get("half") == name
 
-    torch_lowering(f"torch_{name}", lambda spec: True, _dense_key, runs_on=runs_on, rounds=rounds)(_dense(dtype))
+    torch_lowering(f"torch_{name}", lambda spec: True, dense_key, runs_on=runs_on, rounds=rounds)(_dense(dtype))
     torch_lowering(
         f"torch_gather_{name}",
         lambda spec: has_groups(spec) and spec.arithmetic.activations != "dynamic",

@@ -25,7 +25,7 @@ from spaces.errors import UserError
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT_BITS
 
-BF16_CAPABILITY = (8, 0)
+BF16_CAPABILITY = 80  # that is, 8.0
 WARM_RUNS = 3  # before a CUDA graph is recorded: libraries choose kernels and allocate in the first ones
 READING_S = 1e-4  # of replays that CUDA events measure at once
 
@@ -41,21 +41,21 @@ def providers() -> list[str]:
     return [place + ending for place in places for ending in ("", "-bf16", "-fp16")]
 
 
-def describe(device: Device) -> dict[str, str]:
+def describe(device: Device) -> dict[str, str | int]:
     """The kind of model, and of a GPU its name, compute capability and libraries.
 
     Raises:
         UserError: the GPU has no kernels for the provider's floats.
     """
-    said = {"model_kind": PROGRAM, "half": half_of(device.provider)}
+    said: dict[str, str | int] = {"model_kind": PROGRAM, "half": half_of(device.provider)}
     if torch_device(device).type == "cpu":
         return said
-    capability = torch.cuda.get_device_capability()
+    major, minor = torch.cuda.get_device_capability()
+    capability = 10 * major + minor
     if said["half"] == "bf16" and capability < BF16_CAPABILITY:
-        least, found = (".".join(map(str, numbers)) for numbers in (BF16_CAPABILITY, capability))
         mend = f"run with devices.{device.name}.provider=cuda-fp16"
-        raise UserError(f"device {device.name}: bfloat16 needs compute capability {least}, this GPU has {found}; {mend}")
-    gpu = {"gpu": torch.cuda.get_device_name(), "capability": f"{capability[0]}.{capability[1]}", "tf32": "off"}
+        raise UserError(f"device {device.name}: bfloat16 needs compute capability 8.0, this GPU has {major}.{minor}; {mend}")
+    gpu = {"gpu": torch.cuda.get_device_name(), "capability": capability, "tf32": "off"}
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
     return said | gpu | {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
 

@@ -6,11 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
+from torch.sparse._semi_structured_conversions import sparse_semi_structured_to_dense_cutlass
 
 from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS, applicable
+from latency_lut.lowerings.torch_matrices import matrix_of, packed_2_4
 from latency_lut.network import BORDER_SCALE
-from latency_lut.programs import build_layer
+from latency_lut.programs import build_layer, operators_of, read_program
 from latency_lut.runtimes.torch import load
 from latency_lut.table import pair_key
 from spaces.layers import LayerSpec
@@ -33,13 +36,13 @@ def names_of(spec: LayerSpec) -> list[str]:
 CASES = [(name, spec) for spec in SOME for name in names_of(spec)]
 
 
-def output_of(lowering: str, case: Example) -> np.ndarray:
+def output_of(lowering: str, case: Example, device: Device = CPU) -> np.ndarray:
     """Output of the layer alone: float values, or levels as integers."""
     feeds = {}
     for name, value, bits in (("input", case.x, case.spec.input_bits), ("skip", case.skip, case.spec.skip_bits)):
         if value is not None:
             feeds[name] = np.rint(value / BORDER_SCALE).astype(np.uint8) if bits == 8 else value.astype(np.float32)
-    output = load(build_layer(case.spec, lowering, case.weights, len(case.x)), CPU).run(feeds)
+    output = load(build_layer(case.spec, lowering, case.weights, len(case.x)), device).run(feeds)
     assert output.dtype == (np.uint8 if case.spec.output_bits == 8 else np.float32)
     return output.astype(np.float64).reshape(case.expected.shape)
 
@@ -122,3 +125,67 @@ def test_a_lowering_that_does_not_apply_is_refused() -> None:
     missing = replace(example(spec).weights, output_range=None)
     with pytest.raises(ValueError, match=r"output_range is missing .* calibrate"):
         build_layer(replace(spec, output_bits=8), "torch_fp32", missing)
+
+
+# -- 2:4, whose kernel only GPUs have -----------------------------------------------------------------------------------------
+
+AMPERE = {"model_kind": "pt2", "half": "fp16", "capability": 80}
+SPARSE = [
+    LayerSpec("linear", 64, 32, sparsity="2:4"),
+    LayerSpec("linear", 20, 7, sparsity="2:4", precision="w4", activation="relu"),
+    LayerSpec("conv2d", 16, 10, 5, 6, sparsity="2:4"),
+    LayerSpec("conv2d", 12, 6, 7, 6, 3, stride=2, sparsity="2:4", input_bits=8, output_bits=8, skip_bits=8),
+]
+
+
+def product_by_definition(
+    bias: torch.Tensor, packed: torch.Tensor, places: torch.Tensor, dense: torch.Tensor, **other: object
+) -> torch.Tensor:
+    return sparse_semi_structured_to_dense_cutlass(packed, places) @ dense + bias[:, None]
+
+
+def test_2_4_is_offered_where_a_gpu_has_it() -> None:
+    assert applicable(SPARSE[0], AMPERE) == ("torch_fp32", "torch_fp16", "torch_2_4_fp16")
+    assert applicable(SPARSE[0], AMPERE | {"half": "bf16"}) == ("torch_fp32", "torch_bf16", "torch_2_4_bf16")
+    for other in ({"half": ""}, {"capability": 75}, {"capability": "80"}):
+        assert not [name for name in applicable(SPARSE[0], AMPERE | other) if "2_4" in name]
+    for spec in (replace(SPARSE[0], sparsity="1:4"), replace(SPARSE[0], precision="w8d8"), LayerSpec("linear", 64, 32)):
+        assert not [name for name in applicable(spec, AMPERE) if "2_4" in name]
+
+
+@pytest.mark.parametrize("shape", [(32, 64), (7, 20), (48, 132)])
+def test_packing_keeps_every_weight_in_its_place(shape: tuple[int, int]) -> None:
+    spec = LayerSpec("linear", shape[1], shape[0], sparsity="2:4")
+    weight = torch.from_numpy(np.array(example(spec).weights.weight)).half()
+    packed, places = packed_2_4(weight)
+    whole = sparse_semi_structured_to_dense_cutlass(packed, places)
+    assert torch.equal(whole[: shape[0], : shape[1]], weight)
+    assert int(whole.count_nonzero()) == int(weight.count_nonzero())
+
+
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+@pytest.mark.parametrize("spec", SPARSE, ids=str)
+def test_around_the_kernel_of_2_4_all_is_right(spec: LayerSpec, half: str) -> None:
+    """The kernel itself is taken by its definition: no GPU is needed, and none is tested."""
+    case, name = example(spec), f"torch_2_4_{half}"
+    assert "aten._sparse_semi_structured_addmm.default" in operators_of(read_program(build_layer(spec, name, case.weights)))
+    with torch.library._scoped_library("aten", "IMPL") as kernels:
+        kernels.impl("_sparse_semi_structured_addmm", product_by_definition, "CPU")
+        check_rounded(case, output_of(name, case), PRECISIONS[half])
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_weight_as_a_matrix_has_the_inputs_of_a_position_together(kernel: int) -> None:
+    weight = torch.arange(2 * 4 * kernel**2).reshape(2, 4, kernel, kernel)
+    matrix = matrix_of(weight)
+    for position, (row, column) in enumerate(np.ndindex(kernel, kernel)):
+        assert torch.equal(matrix[:, 4 * position : 4 * position + 4], weight[:, :, row, column])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU that torch can use")
+@pytest.mark.parametrize("spec", SPARSE, ids=str)
+def test_on_a_gpu_2_4_computes_what_the_reference_computes(spec: LayerSpec) -> None:
+    device, case = Device("cuda", runtime="torch", provider="cuda-fp16"), example(spec)
+    if "torch_2_4_fp16" not in applicable(spec, device.describe()):
+        pytest.skip("this GPU has no 2:4")
+    check_rounded(case, output_of("torch_2_4_fp16", case, device), PRECISIONS["fp16"])

@@ -103,7 +103,7 @@ def test_borders_are_the_conversions_of_a_layer_alone() -> None:
 def test_a_profile_teaches_the_latency_of_whole_networks(tiny_space: MobileSpace, tmp_path: Path) -> None:
     table, _ = profile(tiny_space, CPU, tmp_path / "torch_cpu.parquet", max_pairs=40, networks=12, rounds=5)
     table.check(tiny_space, CPU)
-    assert {name for _, name in table.entries} == {"torch_fp32", "torch_gather_fp32"}
+    assert {name for _, name in table.entries} == {"torch_fp32", "torch_gather_fp32", "torch_int8"}
     fitted = LatencyPredictor.fit(table, tiny_space, held_out=6)
     assert fitted.quality.mape < 0.25
     assert LatencyPredictor.from_json(fitted.to_json(), table).predict(
@@ -184,14 +184,15 @@ def test_what_is_no_program_is_told_in_one_line(content: bytes) -> None:
 
 
 @needs_gpu
-@pytest.mark.parametrize("lowering", ["torch_fp32", "torch_fp16"])
+@pytest.mark.parametrize("lowering", ["torch_fp32", "torch_fp16", "torch_int8"])
 def test_on_a_gpu_outputs_are_those_of_the_cpu(lowering: str) -> None:
     device = Device("cuda", runtime="torch", provider="cuda-fp16")
-    model = layer(LARGE, lowering, batch=4)
+    spec = replace(LARGE, precision="w8a8") if lowering == "torch_int8" else LARGE
+    model = layer(spec, lowering, batch=4)
     x = {"input": np.random.default_rng(0).standard_normal((4, 64, 24, 24), dtype=np.float32)}
     expected = runtime.load(model, CPU).run(x)
     found = runtime.load(model, device).run(x)
-    np.testing.assert_allclose(found, expected, atol=(1e-4 if lowering == "torch_fp32" else 1e-2) * np.abs(expected).max())
+    np.testing.assert_allclose(found, expected, atol=(1e-2 if lowering == "torch_fp16" else 1e-4) * np.abs(expected).max())
 
 
 @needs_gpu
