@@ -55,9 +55,9 @@ def describe(device: Device) -> dict[str, str | int]:
     if said["half"] == "bf16" and capability < BF16_CAPABILITY:
         mend = f"run with devices.{device.name}.provider=cuda-fp16"
         raise UserError(f"device {device.name}: bfloat16 needs compute capability 8.0, this GPU has {major}.{minor}; {mend}")
-    gpu = {"gpu": torch.cuda.get_device_name(), "capability": capability, "tf32": "off"}
+    said |= {"gpu": torch.cuda.get_device_name(), "capability": capability, "tf32": "off"}
     cudnn = torch.backends.cudnn.version()  # type: ignore[no-untyped-call]
-    return said | gpu | {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
+    return said | {"cuda": str(torch.version.cuda), "cudnn": str(cudnn)}
 
 
 def half_of(provider: str) -> str:
