@@ -17,8 +17,8 @@ from latency_lut.lowerings.floating import has_groups
 from latency_lut.lowerings.nodes import bias_of, encoded_weight, kept_columns, values_of, weight_of
 from latency_lut.lowerings.torch_layers import Grid, ModuleCore, to_dtype, torch_lowering, values
 from spaces.layers import LayerSpec
-from spaces.precision import FLOAT
-from spaces.quantizers import quantize_by_sample
+from spaces.precision import FLOAT, FLOAT8
+from spaces.quantizers import quantize_by_sample, quantize_to_float8
 from spaces.sparsity import GROUP_BLOCKS, group_channels, kept_inputs
 from spaces.tokens import layer_norm, self_attention
 
@@ -43,7 +43,9 @@ class Entrance(nn.Module):
         if self.rounding is not None:
             return to_dtype(self.rounding.round(x), self.dtype)
         precision = self.spec.arithmetic
-        if precision.activations == "dynamic":
+        if precision.activations == "float8":
+            x = quantize_to_float8(to_dtype(x, torch.float32))
+        elif precision.activations == "dynamic":
             x = quantize_by_sample(to_dtype(x, torch.float32), precision.scales if isinstance(precision.scales, int) else None)
         return to_dtype(x, self.dtype)
 
@@ -108,7 +110,7 @@ def dense_key(spec: LayerSpec) -> LayerSpec:
     """The layer with the same kernels around the same tensors: dense, with weights of the plainest kind."""
     precision = spec.arithmetic
     block = f"@{precision.scales}" if isinstance(precision.scales, int) else ""
-    plainest = {"float": FLOAT, "static": "w8a8", "dynamic": f"w8d8{block}"}[precision.activations]
+    plainest = {"float": FLOAT, "float8": FLOAT8, "static": "w8a8", "dynamic": f"w8d8{block}"}[precision.activations]
     return replace(spec, sparsity="dense", precision=plainest)
 
 
@@ -178,16 +180,21 @@ def _decoded_factor(spec: LayerSpec, weights: LayerWeights) -> torch.Tensor:
     return torch.from_numpy(values_of(factor, encoded_weight(spec, factor, weights.factor_encoded)))
 
 
+def _runs_as_floats(spec: LayerSpec) -> bool:
+    """All layers, but those of 8-bit floats only where torch multiplies none of these: a device without them says so."""
+    return spec.arithmetic.activations != "float8" or spec.groups > 1
+
+
 def _register(name: str, dtype: torch.dtype) -> None:
     rounds = dtype != torch.float32
 
     def runs_on(description: Description) -> bool:
         return not rounds or description.get("half") == name
 
-    torch_lowering(f"torch_{name}", lambda spec: True, dense_key, runs_on=runs_on, rounds=rounds)(_dense(dtype))
+    torch_lowering(f"torch_{name}", _runs_as_floats, dense_key, runs_on=runs_on, rounds=rounds)(_dense(dtype))
     torch_lowering(
         f"torch_gather_{name}",
-        lambda spec: has_groups(spec) and spec.arithmetic.activations != "dynamic",
+        lambda spec: has_groups(spec) and not spec.arithmetic.rounds_input,
         lambda spec: replace(spec, precision="w8a8" if spec.integer else FLOAT),
         runs_on=runs_on,
         rounds=rounds,

@@ -1,4 +1,4 @@
-"""Layers as matrix multiplications in torch, for kernels that multiply matrices only: bytes, and weights of 2:4.
+"""Layers as matrix multiplications in torch, for kernels that multiply matrices only: bytes, 8-bit floats, and weights of 2:4.
 
 A convolution's input becomes a matrix with a row per output position: for kernels above 1 by copying every position's
 neighbourhood (im2col), with kernel 1 and channels last by looking at it as one. Sides that a GPU's kernel wants to be multiples
@@ -19,13 +19,14 @@ from latency_lut.lowerings.floating import computes_in_floats
 from latency_lut.lowerings.integer import levels_of
 from latency_lut.lowerings.nodes import bias_of, weight_of
 from latency_lut.lowerings.torch_floating import FLOATS, Entrance, decoded, dense_key, factor_of, input_rounding
-from latency_lut.lowerings.torch_layers import LARGEST_BYTE, Grid, to_dtype, torch_lowering
+from latency_lut.lowerings.torch_layers import LARGEST_BYTE, Grid, to_dtype, torch_lowering, values
 from spaces.layers import LayerSpec
 from spaces.precision import PER_CHANNEL
-from spaces.quantizers import SMALLEST_SCALE, EncodedWeight
+from spaces.quantizers import LARGEST_FLOAT8, SMALLEST_SCALE, EncodedWeight
 
 SIGN_BIT = 128
 LEAST_ROWS, BYTES_MULTIPLE = 17, 8  # of torch._int_mm on GPUs
+FLOAT8_CAPABILITY, FLOAT8_MULTIPLE = 89, 16  # of torch._scaled_mm
 SPARSE_CAPABILITY = 80
 # Of torch._sparse_semi_structured_mm: rows and columns of the weight, rows of the input.
 SPARSE_OUTPUTS, SPARSE_INPUTS, SPARSE_ROWS = 32, 64, 8
@@ -191,6 +192,58 @@ def torch_int8_factors(spec: LayerSpec, weights: LayerWeights, grid: Grid | None
         StaticBytes(first, *levels, torch.zeros(spec.rank), _input_grid(spec, weights, grid)),
         StaticBytes(second, *last, torch.from_numpy(bias_of(weights)), middle),
     )
+
+
+# -- 8-bit floats -------------------------------------------------------------------------------------------------------------
+
+
+class Float8Product(nn.Module):
+    """A layer on an input rounded to 8-bit floats by each sample's own range, by `torch._scaled_mm`.
+
+    Scales are multiplied afterwards: a scale per sample and one per output channel, which not every GPU's kernel takes.
+    """
+
+    weight: torch.Tensor
+    scale: torch.Tensor
+    bias: torch.Tensor
+    one: torch.Tensor
+
+    def __init__(self, spec: LayerSpec, grid: Grid | None, weight: torch.Tensor, bias: torch.Tensor) -> None:
+        super().__init__()
+        self.spec, self.grid = spec, grid
+        matrix = matrix_of(weight)
+        scale = (matrix.abs().amax(1) / LARGEST_FLOAT8).clamp_min(SMALLEST_SCALE)
+        sides = (multiple(size, FLOAT8_MULTIPLE) for size in matrix.shape)
+        whole = filled(matrix / scale[:, None], *sides).to(torch.float8_e4m3fn).contiguous()
+        for name, tensor in (("weight", whole), ("scale", scale), ("bias", bias), ("one", torch.ones(()))):
+            self.register_buffer(name, tensor)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x, samples = values(x, self.grid, torch.float32), len(x)
+        if self.spec.operator == "linear":
+            x = x.flatten(1)
+        step = (x.flatten(1).abs().amax(1) / LARGEST_FLOAT8).clamp_min(SMALLEST_SCALE)
+        x = (x / step.view(-1, *[1] * (x.ndim - 1))).to(torch.float8_e4m3fn).view(torch.uint8)  # copied as bytes, 0 is 0
+        if self.spec.kernel > 1:
+            x = F.pad(x, [self.spec.kernel // 2] * 4)
+        rows = rows_of(x, self.spec.kernel, self.spec.stride)
+        whole = filled(rows, len(rows), self.weight.shape[1]).view(torch.float8_e4m3fn)
+        product = torch._scaled_mm(whole, self.weight.t(), self.one, self.one, out_dtype=torch.float32)
+        by_sample = product[:, : self.spec.out_channels].reshape(samples, -1, self.spec.out_channels)
+        y = torch.addcmul(self.bias, by_sample * step.view(-1, 1, 1), self.scale)
+        return map_of(y.flatten(0, 1), self.spec)
+
+
+@torch_lowering(
+    "torch_fp8",
+    lambda spec: spec.arithmetic.activations == "float8" and spec.groups == 1,
+    dense_key,
+    runs_on=lambda description: "capability" not in description or has_capability(description, FLOAT8_CAPABILITY),
+    rounds=True,
+)
+def torch_fp8(spec: LayerSpec, weights: LayerWeights, grid: Grid | None) -> nn.Module:
+    """8-bit floats, sums in single precision."""
+    return Float8Product(spec, grid, decoded(spec, weights), torch.from_numpy(bias_of(weights)))
 
 
 # -- 2:4 ----------------------------------------------------------------------------------------------------------------------

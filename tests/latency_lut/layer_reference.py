@@ -110,6 +110,18 @@ def tokens() -> list[LayerSpec]:
     return [replace(s, input_bits=i, output_bits=o, skip_bits=k) for (i, o, k), s in itertools.product(bits, shapes)]
 
 
+def float8s() -> list[LayerSpec]:
+    """Layers of 8-bit floats; not every runtime has them."""
+    conv, linear = (
+        LayerSpec("conv2d", 12, 6, 7, 6, 3, activation="relu", precision="fp8"),
+        LayerSpec("linear", 70, 7, precision="fp8"),
+    )
+    found = [replace(conv, stride=s, kernel=k, sparsity=p) for s, k, p in ((1, 3, "dense"), (2, 1, "2:4"), (2, 5, "group@1/2"))]
+    bits = itertools.product((8, 32), (8, 32), (0, 8, 32))
+    found += [replace(conv, input_bits=i, output_bits=o, skip_bits=s) for i, o, s in bits]
+    return [*found, linear, replace(linear, input_bits=8), LayerSpec("conv2d", 16, 16, 5, 5, 3, groups=16, precision="fp8")]
+
+
 SPECS = specs()
 
 # -- the reference ------------------------------------------------------------------------------------------------------------
@@ -147,7 +159,7 @@ def encoding(spec: LayerSpec, weight: np.ndarray) -> EncodedWeight:
 
 def stored(spec: LayerSpec, weight: np.ndarray) -> np.ndarray:
     """The weight that the precision stores, in double precision."""
-    if spec.arithmetic.float_weights or spec.arithmetic.weights == "partial":
+    if spec.arithmetic.float_weights or spec.arithmetic.weights in ("partial", "float8"):
         return weight.astype(np.float64)
     return np.asarray(encoding(spec, weight).decode().double().numpy())
 
@@ -165,6 +177,15 @@ def own_range(spec: LayerSpec, x: np.ndarray) -> np.ndarray:
         step = np.abs(part).max(axis=1, keepdims=True) / 127
         y[:, begin : begin + block] = np.rint(part / step) * step
     return y.reshape(x.shape)
+
+
+def in_float8(x: np.ndarray) -> np.ndarray:
+    """Rows rounded to e4m3, the largest magnitude of a row on 448: three bits after the first one, exponents from -6."""
+    flat = x.reshape(len(x), -1)
+    scale = np.abs(flat).max(axis=1, keepdims=True) / 448
+    scaled = flat / np.where(scale > 0, scale, 1)
+    step = 2.0 ** (np.maximum(np.floor(np.log2(np.maximum(np.abs(scaled), 1e-30))), -6) - 3)
+    return np.asarray((np.rint(scaled / step) * step * scale).reshape(x.shape))
 
 
 def low_rank(spec: LayerSpec, weights: LayerWeights, x: np.ndarray, weight: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -197,6 +218,8 @@ def arithmetic(spec: LayerSpec, weights: LayerWeights, x: np.ndarray) -> np.ndar
     weight, bias = stored(spec, weights.weight), weights.bias.astype(np.float64)
     if spec.arithmetic.activations == "dynamic":
         x = own_range(spec, x)
+    if spec.arithmetic.activations == "float8":
+        x = in_float8(x)
     if spec.rank:
         return low_rank(spec, weights, x, weight, bias)
     if spec.integer:
@@ -258,6 +281,8 @@ def example(spec: LayerSpec, batch: int = 1, seed: int = 0) -> Example:
     x = border(rng, (batch, spec.in_channels, spec.height, spec.width), spec.input_bits)
     skip = border(rng, (batch, spec.out_channels, spec.out_height, spec.out_width), spec.skip_bits) if spec.skip_bits else None
     weights = replace(random_weights(spec, rng), input_range=(-2.0, 6.0))
+    if spec.arithmetic.weights == "float8" and weights.weight is not None:  # it has no codes, so the weight comes on its grid
+        weights = replace(weights, weight=in_float8(weights.weight.astype(np.float64)).astype(np.float32))
     y = arithmetic(spec, weights, x)
     low, high = min(float(y.min()), 0.0), max(float(y.max()), 0.1)
     weights = replace(weights, sum_range=(low, high))

@@ -18,7 +18,7 @@ from latency_lut.runtimes.torch import load
 from latency_lut.table import pair_key
 from spaces.layers import LayerSpec
 from spaces.quantizers import activation_grid
-from tests.latency_lut.layer_reference import SPECS, Example, check, example
+from tests.latency_lut.layer_reference import SPECS, Example, check, example, float8s
 
 CPU = Device("torch_cpu", runtime="torch", provider="cpu")
 DEVICES = [CPU, *(Device("torch_cpu", runtime="torch", provider=f"cpu-{half}") for half in ("bf16", "fp16"))]
@@ -33,7 +33,7 @@ def names_of(spec: LayerSpec) -> list[str]:
     return list(dict.fromkeys(name for description in DESCRIPTIONS for name in applicable(spec, description)))
 
 
-CASES = [(name, spec) for spec in SOME for name in names_of(spec)]
+CASES = [(name, spec) for spec in (*SOME, *float8s()) for name in names_of(spec)]
 
 
 def output_of(lowering: str, case: Example, device: Device = CPU) -> np.ndarray:
@@ -92,7 +92,7 @@ def test_smaller_floats_run_where_the_provider_names_them() -> None:
     ]
 
 
-@pytest.mark.parametrize("spec", SPECS, ids=str)
+@pytest.mark.parametrize("spec", [*SPECS, *float8s()], ids=str)
 def test_the_key_of_a_layer_can_be_measured_and_is_its_own_key(spec: LayerSpec) -> None:
     for lowering in names_of(spec):
         key, name = pair_key(spec, lowering)
@@ -102,9 +102,11 @@ def test_the_key_of_a_layer_can_be_measured_and_is_its_own_key(spec: LayerSpec) 
         assert all(getattr(key, size) == getattr(spec, size) for size in sizes)
 
 
-@pytest.mark.parametrize("spec", [SPECS[0], LayerSpec("linear", 20, 7, precision="w8d8"), SPECS[-1]], ids=str)
+@pytest.mark.parametrize(
+    "spec", [SPECS[0], *(LayerSpec("linear", 20, 7, precision=p) for p in ("w8d8", "fp8")), SPECS[-1]], ids=str
+)
 def test_batches(spec: LayerSpec) -> None:
-    if spec.arithmetic.activations == "dynamic":  # each sample by its own range
+    if spec.arithmetic.rounds_input:  # each sample by its own range
         cases = [example(spec, seed=seed) for seed in range(3)]
         together = replace(cases[0], x=np.concatenate([case.x for case in cases]), expected=np.zeros((3, 7, 1, 1)))
         cases = [replace(case, weights=cases[0].weights) for case in cases]
@@ -125,6 +127,11 @@ def test_a_lowering_that_does_not_apply_is_refused() -> None:
     missing = replace(example(spec).weights, output_range=None)
     with pytest.raises(ValueError, match=r"output_range is missing .* calibrate"):
         build_layer(replace(spec, output_bits=8), "torch_fp32", missing)
+
+
+@pytest.mark.parametrize(("capability", "names"), [(86, ()), (89, ("torch_fp8",)), (90, ("torch_fp8",))])
+def test_a_gpu_without_8_bit_floats_runs_no_layer_of_them(capability: int, names: tuple[str, ...]) -> None:
+    assert applicable(LayerSpec("linear", 32, 16, precision="fp8"), {"model_kind": "pt2", "capability": capability}) == names
 
 
 # -- 2:4, whose kernel only GPUs have -----------------------------------------------------------------------------------------
