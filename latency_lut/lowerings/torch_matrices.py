@@ -27,7 +27,7 @@ from spaces.quantizers import LARGEST_FLOAT8, SMALLEST_SCALE, EncodedWeight
 SIGN_BIT = 128
 LEAST_ROWS, BYTES_MULTIPLE = 17, 8  # of torch._int_mm on GPUs
 FLOAT8_CAPABILITY, FLOAT8_MULTIPLE = 89, 16  # of torch._scaled_mm
-SPARSE_CAPABILITY = 80
+SPARSE_CAPABILITIES = (80, 90)  # from, and below which: torch refuses this kernel on any other GPU
 # Of torch._sparse_semi_structured_mm: rows and columns of the weight, rows of the input.
 SPARSE_OUTPUTS, SPARSE_INPUTS, SPARSE_ROWS = 32, 64, 8
 
@@ -250,10 +250,11 @@ def torch_fp8(spec: LayerSpec, weights: LayerWeights, grid: Grid | None) -> nn.M
 
 
 class SparseProduct(nn.Module):
-    """A layer whose weight keeps 2 of 4 consecutive inputs, by the kernel behind `torch.sparse.to_sparse_semi_structured`.
+    """A layer whose weight keeps 2 of 4 consecutive inputs (arXiv:2104.08378), by torch's semi-structured kernel of CUTLASS.
 
-    The kept weights and their places lie in memory as CUTLASS wants them (arXiv:2104.08378). Only GPUs have the kernel; what
-    makes the tensors runs on the CPU too.
+    The kept weights and their places lie in memory as that kernel wants them, which is made on the CPU too. It is the kernel of
+    `torch.sparse.to_sparse_semi_structured` with `_FORCE_CUTLASS`. The other one, cuSPARSELt's, wants weights packed on the GPU
+    that is to run them, which a program made elsewhere cannot have; it is not used here.
     """
 
     packed: torch.Tensor
@@ -282,10 +283,10 @@ def packed_2_4(matrix: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return packed, places
 
 
-def has_capability(description: Description, least: int) -> bool:
-    """Whether a device is a GPU of at least so high a compute capability, 80 for 8.0."""
+def has_capability(description: Description, least: int, below: int | None = None) -> bool:
+    """Whether a device is a GPU of at least so high a compute capability, 80 for 8.0, and below another one."""
     found = description.get("capability")
-    return isinstance(found, int) and found >= least
+    return isinstance(found, int) and found >= least and (below is None or found < below)
 
 
 def _register_2_4(half: str) -> None:
@@ -300,7 +301,7 @@ def _register_2_4(half: str) -> None:
         f"torch_2_4_{half}",
         lambda spec: computes_in_floats(spec) and spec.sparsity == "2:4" and spec.groups == 1,
         lambda spec: replace(spec, precision="fp32"),
-        runs_on=lambda description: description.get("half") == half and has_capability(description, SPARSE_CAPABILITY),
+        runs_on=lambda description: description.get("half") == half and has_capability(description, *SPARSE_CAPABILITIES),
         rounds=True,
     )(core)
 

@@ -154,7 +154,7 @@ def product_by_definition(
 def test_2_4_is_offered_where_a_gpu_has_it() -> None:
     assert applicable(SPARSE[0], AMPERE) == ("torch_fp32", "torch_fp16", "torch_2_4_fp16")
     assert applicable(SPARSE[0], AMPERE | {"half": "bf16"}) == ("torch_fp32", "torch_bf16", "torch_2_4_bf16")
-    for other in ({"half": ""}, {"capability": 75}, {"capability": "80"}):
+    for other in ({"half": ""}, {"capability": 75}, {"capability": 90}, {"capability": "80"}):
         assert not [name for name in applicable(SPARSE[0], AMPERE | other) if "2_4" in name]
     for spec in (replace(SPARSE[0], sparsity="1:4"), replace(SPARSE[0], precision="w8d8"), LayerSpec("linear", 64, 32)):
         assert not [name for name in applicable(spec, AMPERE) if "2_4" in name]
