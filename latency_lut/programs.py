@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.export import ExportedProgram
+from torch.export.pt2_archive._package import load_pt2
+from torch.fx import GraphModule
 
 from latency_lut.lowering import LayerWeights
 from latency_lut.lowerings.torch_layers import Grid, LayerProgram, lower_to_module, to_dtype
@@ -26,7 +29,12 @@ from spaces.layers import INPUT, LayerSpec, Network
 from spaces.precision import FLOAT_BITS
 
 METADATA = "netwright.json"
-OPERATORS = "torch.ops.aten."
+_FILES = re.compile(  # of a program, within its folder
+    r"models/model\.json|data/(weights/weight_\d+|constants/tensor_\d+|weights/model_weights_config\.json"
+    r"|constants/model_constants_config\.json|sample_inputs/model\.pt)|extra/netwright\.json"
+    r"|archive_format|archive_version|byteorder|\.data/(version|serialization_id)"
+)
+_OPERATOR = re.compile(r"torch\.ops\.aten\.(?!from_file)[\w.]+")
 TENSOR_BYTES, OPERATOR_BYTES = 1420, 1200  # what a tensor and an operator take in a file
 
 
@@ -142,25 +150,38 @@ def read_program(model: bytes) -> ExportedProgram:
     Raises:
         UserError: they are not a program, or one with more in it than tensors and aten operators.
     """
+    return read_module(model)[0]
+
+
+def read_module(model: bytes) -> tuple[ExportedProgram, GraphModule]:
+    """A program from its bytes, and as a module that takes its inputs and returns a tuple.
+
+    Raises:
+        UserError: they are not a program, or one with more in it than tensors and aten operators.
+    """
     try:
         _check(zipfile.ZipFile(io.BytesIO(model)))
-        return torch.export.load(io.BytesIO(model))
-    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError, zipfile.BadZipFile) as error:
+        # Not torch.export.load: where this fails, that goes on and reads files of older versions, which are pickled.
+        program = load_pt2(io.BytesIO(model)).exported_programs["model"]
+        return program, program.module(check_guards=False)
+    except Exception as error:  # a damaged file makes torch's loader fail in any way
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"not a program of this runtime ({reason}); make the model again") from error
 
 
 def _check(archive: zipfile.ZipFile) -> None:
-    """Whether torch's loader will find nothing to unpickle or to evaluate in an archive.
+    """Whether torch's loader will find nothing to unpickle, to evaluate or to load as a library in an archive.
 
     Raises:
         ValueError: it would.
     """
     names = archive.namelist()
-    if len(set(names)) != len(names):
-        raise ValueError("two files of one name")
+    if len(set(names)) != len(names) or len({name.partition("/")[0] for name in names}) != 1:
+        raise ValueError("files of one name, or in two folders")
     for name in names:
         inner = name.partition("/")[2]
+        if not _FILES.fullmatch(inner):
+            raise ValueError(f"file {inner[:60]!r}, which a program does not have")
         if inner.endswith("_config.json"):
             for tensor in json.loads(archive.read(name))["config"].values():
                 if tensor["use_pickle"] or not tensor["path_name"].startswith(("weight_", "tensor_")):
@@ -168,11 +189,9 @@ def _check(archive: zipfile.ZipFile) -> None:
         elif inner.startswith("data/sample_inputs/") and archive.getinfo(name).file_size:
             raise ValueError("it has example inputs, which are pickled")
         elif inner.startswith("models/"):
-            foreign = [text for text in _targets(json.loads(archive.read(name))) if not text.startswith(OPERATORS)]
+            foreign = [text for text in _targets(json.loads(archive.read(name))) if not _OPERATOR.fullmatch(text)]
             if foreign:
-                raise ValueError(f"operator {foreign[0]}; allowed are those of {OPERATORS}*")
-        elif inner.endswith((".pt", ".pkl")) and not inner.startswith("data/sample_inputs/"):
-            raise ValueError(f"{inner} is pickled")
+                raise ValueError(f"operator {foreign[0][:60]}; allowed are those of torch.ops.aten")
 
 
 def _targets(value: object) -> Iterator[str]:

@@ -20,7 +20,7 @@ from torch.fx.graph import CodeGen
 
 from latency_lut.device import Borders, Device
 from latency_lut.lowerings.base import LOWERINGS, PROGRAM
-from latency_lut.programs import operators_of, read_program
+from latency_lut.programs import operators_of, read_module, read_program
 from spaces.errors import UserError
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT_BITS
@@ -82,11 +82,11 @@ class Session:
     """
 
     def __init__(self, model: bytes, device: Device) -> None:
-        program = read_program(model)
+        program, module = read_module(model)
         self._device, self._threads = torch_device(device), device.threads
         self.operators = operators_of(program)
         self.names = list(program.graph_signature.user_inputs)
-        module = program.module(check_guards=False).to(self._device)
+        module = module.to(self._device)
         module.graph.set_codegen(CodeGen())  # plain arguments and results: nothing to flatten in every run
         module.recompile()
         self._module = module

@@ -166,10 +166,41 @@ def test_nothing_in_a_program_is_unpickled() -> None:
         {"data/constants/model.pt": bomb},
         {"model_weights_config.json": json.dumps(weights).encode(), "weight_0": bomb},
         {"models/model.json": other},
+        {"models/model.json": archive.read(graph).replace(b"aten.conv2d.default", b"aten.from_file.default")},
+        {"data/aotinductor/model/model.so": b"code"},
+        {"models/other.json": archive.read(graph)},
     ):
         with pytest.raises(UserError, match="not a program of this runtime") as caught:
             read_program(rewritten(model, changes))
         assert "\n" not in str(caught.value)
+
+
+def test_a_program_of_an_older_version_is_not_unpickled() -> None:
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        for name in ("serialized_state_dict.pt", "serialized_constants.pt", "serialized_example_inputs.pt"):
+            archive.writestr(name, pickle.dumps(Explosive()))
+        archive.writestr("serialized_exported_program.json", b"{}")
+        archive.writestr("version", b"8.0")
+    with pytest.raises(UserError, match="not a program of this runtime"):
+        read_program(content.getvalue())
+
+
+def test_damage_is_told_in_one_line() -> None:
+    model, rng = layer(SMALL), np.random.default_rng(0)
+    archive = zipfile.ZipFile(io.BytesIO(model))
+    said: list[str] = []
+    for ending in ("models/model.json", "model_weights_config.json"):
+        text = archive.read(next(name for name in archive.namelist() if name.endswith(ending)))
+        for _ in range(60):
+            damaged = bytearray(text)
+            damaged[int(rng.integers(len(damaged)))] = int(rng.choice(list(b'0123456789"{}[]:,aT-')))
+            try:
+                runtime.load(rewritten(model, {ending: bytes(damaged)}), CPU)
+            except UserError as error:
+                said.append(str(error))
+    assert len(said) > 60
+    assert all(text.startswith("not a program of this runtime") and "\n" not in text for text in said)
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x05\x06" + bytes(18)])
