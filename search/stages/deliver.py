@@ -63,14 +63,13 @@ def export_device(job: Job, device: Device, chosen: list[Architecture], random_f
         return {"winners": [], "baselines": [], "beats": {}, "speed": 1.0}
     table = job.table(device)
     cards, speed = exporter.measure(cards, [job.path(row[0]) for row in rows], table)
+    file = exporter.model_name
     won = [
-        {"rank": row[3], "path": f"{row[0]}/model.onnx", **card}
-        for row, card in zip(rows, cards, strict=True)
-        if row[1] is None
+        {"rank": row[3], "path": f"{row[0]}/{file}", **card} for row, card in zip(rows, cards, strict=True) if row[1] is None
     ]
     names = ("accuracy_runtime", "measured_us", "spread_us", "bytes", "verified")
     baselines = [
-        {"name": row[1], "family": row[2], "of_winner": row[3], "path": f"{row[0]}/model.onnx", **{k: card[k] for k in names}}
+        {"name": row[1], "family": row[2], "of_winner": row[3], "path": f"{row[0]}/{file}", **{k: card[k] for k in names}}
         for row, card in zip(rows, cards, strict=True)
         if row[1] is not None
     ]
