@@ -34,11 +34,13 @@ class LayerOptions:
     Args:
         precisions: those that occur; others work too unless their quantizers learn something.
         max_rank: the largest rank that occurs; 0: none.
+        selective: whether masks are chosen for the activations (`spaces.selective`).
         estimators: how sparse and quantized weights are trained.
     """
 
     precisions: tuple[str, ...] = ()
     max_rank: int = 0
+    selective: bool = False
     estimators: Estimators = field(default_factory=Estimators)
 
 
@@ -108,7 +110,7 @@ class _WeightedLayer(ElasticLayer):
             self.factors = nn.ModuleList([self._elastic(v) for v in factors_of(values, self.options.max_rank)])
 
     def _elastic(self, values: torch.Tensor) -> ElasticWeight:
-        return ElasticWeight(values, self.options.precisions, self.options.estimators)
+        return ElasticWeight(values, self.options.precisions, self.options.estimators, self.options.selective)
 
     def weights_of(self, spec: LayerSpec) -> list[tuple[ElasticWeight, tuple[int, ...]]]:
         if not spec.rank:

@@ -69,8 +69,9 @@ class Supernet(nn.Module):
     def _layer(self, node: Node) -> ElasticLayer:
         options = {kind: self._options(node.name, kind) for kind in ("precision", "rank")}
         ranks = [rank_of(text, node.spec.full_rank) for text in options["rank"]]
+        selective = self.space.selective and bool(self._options(node.name, "sparsity"))
         return OPERATORS[node.spec.operator](
-            node.spec, LayerOptions(options["precision"], max(ranks, default=0), self.estimators)
+            node.spec, LayerOptions(options["precision"], max(ranks, default=0), selective, self.estimators)
         )
 
     def _options(self, layer: str, kind: str) -> tuple[str, ...]:

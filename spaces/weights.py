@@ -21,7 +21,7 @@ from spaces.mask_training import MaskTraining
 from spaces.precision import parse_precision
 from spaces.quantizers import EncodedWeight, QuantizerSettings, WeightQuantizer, quantizer_of
 from spaces.saliency import saliency_of
-from spaces.sparsity import mask, parse
+from spaces.sparsity import as_shipped, mask, parse
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,22 @@ class ElasticWeight(nn.Module):
         values: the largest form, `(out, in, ...)`.
         precisions: those in which it is going to be used; what their quantizers learn is allocated here.
         estimators: how it is trained.
+        selective: whether masks are chosen for the activations: then it remembers how it began.
     """
 
-    def __init__(self, values: torch.Tensor, precisions: Iterable[str] = (), estimators: Estimators | None = None) -> None:
+    start: torch.Tensor | None
+
+    def __init__(
+        self,
+        values: torch.Tensor,
+        precisions: Iterable[str] = (),
+        estimators: Estimators | None = None,
+        selective: bool = False,
+    ) -> None:
         super().__init__()
         self.values = nn.Parameter(values)
         self.estimators = estimators or Estimators()
+        self.register_buffer("start", values.detach().clone() if selective else None)
         self.quantizers = nn.ModuleDict()
         for text in precisions:
             self._quantizer(text)
@@ -83,7 +93,7 @@ class ElasticWeight(nn.Module):
         """A copy of the weight as it ships, and its codes when it is quantized; what a mask removes is 0 here."""
         with torch.no_grad():
             weight = sliced(self.values, shape)
-            keep = mask(weight, sparsity, self._saliency(weight))
+            keep = mask(weight, sparsity, self._saliency(weight), self._start(weight))
             weight = weight.clone() if keep is None else weight * keep
             quantizer = self._quantizer(precision)
             if quantizer is None:
@@ -94,7 +104,8 @@ class ElasticWeight(nn.Module):
         """The weight that carries the gradient to the input, where that is another than the forward's."""
         if sparsity == "dense":
             return None
-        return self.estimators.masks.backward_weight(sliced(self.values, shape), partial(self._mask, sparsity=sparsity))
+        along_outputs = partial(self._mask, sparsity=as_shipped(sparsity))  # whose activations: an output's, not an input's
+        return self.estimators.masks.backward_weight(sliced(self.values, shape), along_outputs)
 
     def before_step(self, shape: tuple[int, ...], sparsity: str) -> None:
         """What the mask training does to gradients before an optimizer step; to those of a layer at full size only."""
@@ -110,8 +121,12 @@ class ElasticWeight(nn.Module):
         """The mask at the share that is in use now, all ones when that is everything."""
         wanted = parse(sparsity)
         now = self.estimators.masks.share(wanted.kept)
-        keep = mask(weight, wanted if now == wanted.kept else wanted.with_share(now), self._saliency(weight))
+        wanted = wanted if now == wanted.kept else wanted.with_share(now)
+        keep = mask(weight, wanted, self._saliency(weight), self._start(weight))
         return torch.ones_like(weight) if keep is None else keep
+
+    def _start(self, weight: torch.Tensor) -> torch.Tensor | None:
+        return None if self.start is None else sliced(self.start, tuple(weight.shape))
 
     def _saliency(self, weight: torch.Tensor) -> torch.Tensor | None:
         if self.estimators.saliency == "magnitude":
