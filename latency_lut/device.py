@@ -32,7 +32,13 @@ _INSTRUCTION_SETS = (
 )
 
 
-GPU_PROVIDERS = ("CUDAExecutionProvider", "TensorrtExecutionProvider")
+_ONNXRUNTIME_GPU = "for GPUs run: pip install onnxruntime-gpu"
+_TORCH_GPU = "install an NVIDIA driver and a torch built for CUDA (pytorch.org/get-started), or take device=torch_cpu"
+GPU_PROVIDERS = {  # what to do where they are missing
+    "CUDAExecutionProvider": _ONNXRUNTIME_GPU,
+    "TensorrtExecutionProvider": _ONNXRUNTIME_GPU,
+    **dict.fromkeys(("cuda", "cuda-bf16", "cuda-fp16"), _TORCH_GPU),
+}
 
 
 class LoadedModel(Protocol):
@@ -76,11 +82,11 @@ class Runtime(Protocol):
     def providers(self) -> list[str]:
         """Execution providers that the installed runtime has."""
 
-    def describe(self, device: Device) -> dict[str, str]:
+    def describe(self, device: Device) -> Mapping[str, str | int]:
         """What else a number measured with it must say; nothing when version, provider and settings say it all."""
 
     def load(self, model: bytes, device: Device) -> LoadedModel:
-        """A serialized ONNX model, made ready to run."""
+        """A serialized model, made ready to run: ONNX, unless `describe` says another `model_kind`."""
 
     def optimized_operators(self, model: bytes, device: Device) -> list[str]:
         """Operator types of the graph that the runtime really runs."""
@@ -132,7 +138,7 @@ class Device:
             raise UserError(f"device {self.name}: runtime is {self.runtime!r}; allowed are {', '.join(runtimes())}")
         available = self.load_runtime().providers()
         if self.provider not in available:
-            mend = "; for GPUs run: pip install onnxruntime-gpu" if self.provider in GPU_PROVIDERS else ""
+            mend = f"; {GPU_PROVIDERS[self.provider]}" if self.provider in GPU_PROVIDERS else ""
             here = f"available here are {', '.join(available)}"
             raise UserError(f"device {self.name}: provider is {self.provider!r}; {here}{mend}")
 

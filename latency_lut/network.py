@@ -15,6 +15,8 @@ from spaces.low_rank import factors_of
 from spaces.precision import FLOAT_BITS
 from spaces.sparsity import mask
 
+BORDER_SCALE = 0.02  # of the bytes that enter a layer alone
+
 
 def build_model(
     network: Network,
@@ -112,6 +114,6 @@ def _border_input(g: GraphBuilder, name: str, shape: tuple[int, int, int, int], 
         return Tensor(g.input(name, shape))
     batch, channels, height, width = shape
     rows = g.input(name, (batch, height, width, channels), ir.DataType.UINT8)
-    scale = g.constant(f"{name}_scale", np.array(0.02, np.float32))
+    scale = g.constant(f"{name}_scale", np.array(BORDER_SCALE, np.float32))
     zero_point = g.constant(f"{name}_zero", np.array(0, np.uint8))
     return Tensor(g.op("Transpose", [rows], f"{name}_rows", perm=[0, 3, 1, 2]), scale, zero_point)

@@ -79,8 +79,9 @@ def fastest_us(table: LatencyTable) -> dict[LayerSpec, float]:
     """Microseconds of the fastest lowering of every layer of which all lowerings were measured."""
     fastest = {}
     for spec in dict.fromkeys(spec for spec, _ in table.entries):
-        measured = [entry.us for name in applicable(spec) if (entry := table.entry(spec, name)) is not None]
-        if len(measured) == len(applicable(spec)):
+        names = applicable(spec, table.device)
+        measured = [entry.us for name in names if (entry := table.entry(spec, name)) is not None]
+        if len(measured) == len(names):
             fastest[spec] = min(measured)
     return fastest
 

@@ -12,12 +12,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from latency_lut.device import Device, LoadedModel
-from latency_lut.lowering import applicable
-from latency_lut.network import build_layer, build_model, random_weights
+from latency_lut.lowering import Description, applicable
+from latency_lut.models import build_layer, build_model
+from latency_lut.network import random_weights
 from latency_lut.table import LatencyTable, NetworkTiming, Pair, pair_key
 from latency_lut.timing import Stopwatch, Timing
 from spaces.choice import Architecture
@@ -61,7 +63,13 @@ class ProfileStats:
     speed: float
 
 
-def pairs_of(space: Space, rng: np.random.Generator, max_pairs: int, samples: int = SAMPLED_NETWORKS) -> tuple[list[Pair], int]:
+def pairs_of(
+    space: Space,
+    rng: np.random.Generator,
+    max_pairs: int,
+    samples: int = SAMPLED_NETWORKS,
+    description: Description = MappingProxyType({}),
+) -> tuple[list[Pair], int]:
     """The pairs to measure, and how many distinct ones the samples contain.
 
     Half of the samples are uniform, half of random size, plus the largest and the smallest network. When there are more than
@@ -72,22 +80,35 @@ def pairs_of(space: Space, rng: np.random.Generator, max_pairs: int, samples: in
         rng: draws the samples.
         max_pairs: at most so many.
         samples: networks to sample; fewer when `PATIENCE` of them in a row bring nothing new.
+        description: of the device, see `Device.describe`; by default one that runs ONNX.
 
     Returns:
         Pairs in random order, so that any part of them is a spread sample too; number of distinct pairs.
+
+    Raises:
+        UserError: the space has a layer that the device cannot run.
     """
+
+    def pairs(spec: LayerSpec) -> list[Pair]:
+        names = applicable(spec, description)
+        if not names:  # a format that the device lacks
+            runtime = description.get("runtime", "ONNX")
+            mend = f"leave {spec.precision} out of the space, or take a device that has it"
+            raise UserError(f"precision {spec.precision} of layer {spec} does not run in {runtime} here; {mend}")
+        return [pair_key(spec, name) for name in names]
+
     counts: Counter[Pair] = Counter()
     newest = 0
     for index in range(samples):
         draw = space.sample_spread if index % 2 else space.sample
         known = len(counts)
-        counts.update({pair_key(s, name) for s in space.layers(draw(rng)) for name in applicable(s)})
+        counts.update({pair for spec in space.layers(draw(rng)) for pair in pairs(spec)})
         newest = index if len(counts) > known else newest
         if index - newest >= PATIENCE:
             break
     for architecture in (space.largest(), space.smallest()):
         for spec in space.layers(architecture):
-            counts.update({pair_key(spec, name): samples for name in applicable(spec)})
+            counts.update(dict.fromkeys(pairs(spec), samples))
     ranked = sorted(counts, key=lambda pair: (-counts[pair], pair[1], pair[0].to_json()))
     if len(ranked) > max_pairs:
         rare = int(max_pairs * RARE_SHARE)
@@ -149,7 +170,7 @@ def profile(
     if not path.exists():
         table.save(path)  # a folder that cannot be written is told before anything is measured
     rng = np.random.default_rng(seed)
-    wanted, reachable = pairs_of(space, rng, max_pairs)
+    wanted, reachable = pairs_of(space, rng, max_pairs, description=table.device)
     session = _Session(table, device, wanted, seed)
 
     missing = [pair for pair in wanted if pair not in table.entries]
@@ -169,7 +190,7 @@ def profile(
         if not any(network.source == "graded" for network in table.networks):
             graded_rng = np.random.default_rng([seed, 3])
             graded = [
-                (a, tuple(_fastest(table, s, applicable(s)[0]) for s in space.layers(a)))
+                (a, tuple(_fastest(table, s, applicable(s, table.device)[0]) for s in space.layers(a)))
                 for a in graded_networks(space, graded_rng)
             ]
             session.time_networks(space, graded, "graded")
@@ -260,7 +281,7 @@ def _draw_networks(
         architecture = space.sample_spread(rng)
         lowerings = []
         for spec in space.layers(architecture):
-            pick = str(rng.choice(applicable(spec)))
+            pick = str(rng.choice(applicable(spec, table.device)))
             lowerings.append(_fastest(table, spec, pick) if index % 3 else pick)
         drawn.append((architecture, tuple(lowerings)))
     return drawn
@@ -268,7 +289,7 @@ def _draw_networks(
 
 def _fastest(table: LatencyTable, spec: LayerSpec, otherwise: str) -> str:
     """The fastest lowering of a layer when all of them were measured."""
-    names = applicable(spec)
+    names = applicable(spec, table.device)
     costs = [entry.us for name in names if (entry := table.entry(spec, name)) is not None]
     return names[int(np.argmin(costs))] if len(costs) == len(names) else otherwise
 
@@ -279,7 +300,7 @@ def retime(
     """Time whole models at the speed at which a table was measured.
 
     Args:
-        models: serialized ONNX models.
+        models: serialized.
         table: its anchors are timed along.
         device: where.
         rounds: visits of every model.

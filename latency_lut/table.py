@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from latency_lut.device import Device
-from latency_lut.lowering import LOWERINGS
+from latency_lut.lowering import LOWERINGS, Description, model_kind
 from latency_lut.timing import Timing
 from spaces.choice import Architecture
 from spaces.errors import UserError
@@ -226,12 +226,18 @@ class LatencyTable:
         if row["kind"] != "pair":
             raise ValueError(f"a row of kind {row['kind']!r}")
         spec, lowering = LayerSpec.from_json(_text(row, "spec")), _text(row, "lowering")
-        if lowering not in LOWERINGS or not LOWERINGS[lowering].applies(spec):
+        if lowering not in LOWERINGS or not _makes(lowering, spec, self.device):
             raise ValueError(f"lowering {lowering!r} for {spec}")
         if pair_key(spec, lowering) != (spec, lowering) or (spec, lowering) in self.entries:
             raise ValueError(f"two entries for {spec} {lowering}")
         self.entries[spec, lowering] = timing
         return spec, lowering
+
+
+def _makes(lowering: str, spec: LayerSpec, description: Description) -> bool:
+    """Whether a device with this description can have measured a layer with a lowering."""
+    entry = LOWERINGS[lowering]
+    return entry.model_kind == model_kind(description) and entry.applies(spec)
 
 
 def _without_rows(stored: Mapping[bytes, bytes]) -> LatencyTable:

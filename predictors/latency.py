@@ -188,7 +188,8 @@ class LatencyPredictor:
 
     def _learn(self, specs: Iterable[LayerSpec]) -> None:
         """Price layers that were not asked for before; one call of the regressor for all."""
-        pairs = {spec: [pair_key(spec, name) for name in applicable(spec)] for spec in specs}
+        names = {spec: applicable(spec, self.table.device) for spec in specs}
+        pairs = {spec: [pair_key(spec, name) for name in names[spec]] for spec in specs}
         missing = list({pair for keys in pairs.values() for pair in keys if pair not in self.table.entries})
         fitted: dict[Pair, tuple[float, float]] = {}
         if missing:
@@ -198,7 +199,7 @@ class LatencyPredictor:
                 fitted[pair] = float(us), float(us) * self._regressor.std[pair[1]]
         for spec, keys in pairs.items():
             options = []
-            for name, key in zip(applicable(spec), keys, strict=True):
+            for name, key in zip(names[spec], keys, strict=True):
                 entry = self.table.entries.get(key)
                 us, std_us = fitted[key] if entry is None else (entry.us, entry.spread_us)
                 borders = self._runtime.borders(spec, name, self.table.device)
@@ -340,7 +341,8 @@ def _chosen(network: Network, layers: Sequence[_Priced], lowerings: Sequence[str
     for node, layer, name in zip(network.nodes, layers, lowerings, strict=True):
         found = [price for price in layer.options if price.lowering == name]
         if not found:
-            raise ValueError(f"lowering {name!r} does not apply to {node.spec}; allowed are {', '.join(applicable(node.spec))}")
+            allowed = ", ".join(price.lowering for price in layer.options)
+            raise ValueError(f"lowering {name!r} does not apply to {node.spec}; allowed are {allowed}")
         chosen.append(found[0])
     return chosen
 

@@ -6,6 +6,7 @@ import inspect
 import json
 import logging
 import os
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -32,6 +33,9 @@ from search.run import Run, digest
 from search.sharing import SharedStages
 from search.stages import STAGES, Stage, of_devices, print_choices
 from search.study import StudySettings
+from search.summary import SUMMARY_FILE, read_summary
+from search.sweep import JOBS_FOLDER, SweepRecorder, job_of, with_folder
+from search.sweep_report import tell_sweep
 from search.training.finishing import FinishSettings
 from search.training.parallel import Processes
 from spaces.errors import UserError
@@ -39,15 +43,34 @@ from spaces.files import write_atomically
 from spaces.supernet import check_estimators
 
 OVERRIDES_FILE = "overrides.json"
-NOT_OF_THE_RUN = ("run", "stages", "threads", "trainer", "share")
+NOT_OF_THE_RUN = ("run", "sweep", "stages", "threads", "trainer", "share")
+
+
+def command() -> None:
+    """The command line: one search, or a sweep of them with what became of its jobs at the end."""
+    sys.argv[1:], sweep = with_folder(sys.argv[1:])
+    try:
+        run_hydra(main, "search")
+    finally:
+        if sweep is not None and (sweep / JOBS_FOLDER).is_dir():
+            tell_sweep(sweep)
 
 
 def main(config: DictConfig) -> None:
-    """Run the configured stages."""
+    """Run the configured stages, as a job of a sweep where there is one."""
+    overrides = list(HydraConfig.get().overrides.task)
+    if config.sweep is None or HydraConfig.get().mode != RunMode.MULTIRUN:
+        search(config, overrides)
+        return
+    with job_of(Path(str(config.sweep)), kept_overrides(overrides)) as recorder:
+        search(config, overrides, recorder)
+
+
+def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | None = None) -> None:
+    """Run the configured stages; the recorder is told where."""
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    overrides = list(HydraConfig.get().overrides.task)
     given = None if config.run is None else Path(str(config.run))
     if given is not None and (given / OVERRIDES_FILE).exists():
         overrides = merged_overrides(saved_overrides(given), overrides)
@@ -63,13 +86,16 @@ def main(config: DictConfig) -> None:
     torch.set_num_threads(config.threads or max(1, (os.cpu_count() or 1) // processes.devices))
     console = Console(quiet=processes.rank > 0)
     settings = plain_settings(config)
-    path = given if given is not None else default_path(config, settings)
+    home = Path("runs") if recorder is None else Path(str(config.sweep))
+    path = given if given is not None else home / default_name(config, settings)
     with StageProgress(console) as progress, ExitStack() as held:
         worker_command = (*kept_overrides(overrides), f"run={path}", "stages=[supernet]", *own_processes(overrides))
         job = build_job(config, settings, path, progress, processes, worker_command)
         if processes.rank > 0:
             join_training(job, stages)
             return
+        if recorder is not None:
+            recorder.runs_in(path)
         waiting = claimed(path, path.name, lambda holder: progress.say(f"run {path} is in use by {holder}; waiting"))
         claim = held.enter_context(waiting)
         job.run.reload()  # somebody else may have worked on it meanwhile
@@ -85,7 +111,7 @@ def main(config: DictConfig) -> None:
             if stage.name in stages:
                 do_stage(job, stage, shared)
     if "report" in stages:
-        print_front(read_summary(path / "summary.json"), console)
+        print_front(read_summary(path / SUMMARY_FILE), console)
         console.print(f"report: {path / 'report.html'}", soft_wrap=True)
 
 
@@ -96,21 +122,6 @@ def shared_stages(config: DictConfig, processes: Processes, progress: StageProgr
     if processes.count > 1 and processes.from_outside:
         return None  # the other processes are there and will train, whatever this one finds
     return SharedStages(Path("runs/shared" if config.share == "auto" else str(config.share)), progress.say)
-
-
-def read_summary(path: Path) -> dict[str, Any]:
-    """The summary of a run.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        summary = json.loads(path.read_text())
-        if not isinstance(summary, dict):
-            raise ValueError("not a JSON object")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is damaged ({error}); delete it and run again") from error
-    return summary
 
 
 def do_stage(job: Job, stage: Stage, shared: SharedStages | None) -> None:
@@ -261,11 +272,11 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in values.items() if key not in NOT_OF_THE_RUN}
 
 
-def default_path(config: DictConfig, settings: dict[str, Any]) -> Path:
-    """`runs/SPACE-DATA-DEVICES-FINGERPRINT`: the same settings find the same folder again."""
+def default_name(config: DictConfig, settings: dict[str, Any]) -> str:
+    """`SPACE-DATA-DEVICES-FINGERPRINT`: the same settings find the same folder again."""
     data = str(config.data.module.get("_target_")).rsplit(".", 1)[-1].lower()
     space = str(config.space.get("_target_")).rsplit(".", 1)[-1].removesuffix("Space").lower()
-    return Path("runs") / f"{space}-{data}-{'+'.join(config.devices)}-{digest(settings)[:8]}"
+    return f"{space}-{data}-{'+'.join(config.devices)}-{digest(settings)[:8]}"
 
 
 def chosen_stages(names: Sequence[str]) -> set[str]:
@@ -332,4 +343,4 @@ def own_processes(overrides: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    run_hydra(main, "search")
+    command()

@@ -16,7 +16,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -138,7 +138,7 @@ def _wait(
             beat = _text(_file(folder, last, "beat"))
             if last != seen_number or beat != seen_beat:
                 seen_number, seen_beat, since = last, beat, time.monotonic()
-            if not _process_ended(holder) and time.monotonic() - since < patience_s:
+            if not process_ended(holder) and time.monotonic() - since < patience_s:
                 if told != last:
                     told = last
                     on_wait(holder)
@@ -199,7 +199,20 @@ def _read(folder: Path, number: int) -> Holder:
         return Holder(number, "unknown", -1, 0.0, "unknown", "")
 
 
-def _process_ended(holder: Holder) -> bool:
+def beating(paths: Sequence[Path], watch_s: float = 3 * BEAT_S) -> set[Path]:
+    """Those of some folders whose last claim beats while they are watched, for `watch_s` seconds if there are any."""
+    before = {path: _last_beat(path / FOLDER) for path in paths}
+    if before:
+        time.sleep(watch_s)
+    return {path for path, beat in before.items() if _last_beat(path / FOLDER) != beat}
+
+
+def _last_beat(folder: Path) -> tuple[int, str]:
+    last = max(_numbers(folder), default=0)
+    return last, _text(_file(folder, last, "beat"))
+
+
+def process_ended(holder: Holder) -> bool:
     """Whether the holder is known to be gone: its process was on this machine and is no more."""
     if holder.host != socket.gethostname() or holder.pid < 0:
         return False

@@ -1,6 +1,6 @@
 """From a plain network to a shipped model, and the proof that both are the same.
 
-The model is built by the function that built what the table measured (`latency_lut.network.build_model`). It is then checked
+The model is built by the function that built what the table measured (`latency_lut.models.build_model`). It is then checked
 in the runtime that will run it: outputs against torch, accuracy on the test set, and the optimized graph against what the
 architecture says.
 """
@@ -16,15 +16,19 @@ import torch
 
 from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS, LayerWeights
-from latency_lut.network import build_model
+from latency_lut.lowerings.base import ONNX, PROGRAM
+from latency_lut.models import build_model
 from search.evaluation import Split, predict
 from spaces.layers import INPUT, Network
 from spaces.plain import ActivationQuantizer, Factors, PlainLayer, PlainNetwork, resize
 from spaces.tokens import LayerNorm
 
-INTEGER_KERNELS = {
-    "conv2d": ("QLinearConv", "ConvInteger"),
-    "linear": ("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
+INTEGER_KERNELS: dict[str, dict[tuple[str, ...], tuple[str, ...]]] = {  # by kind of model and operators
+    ONNX: {
+        ("conv2d",): ("QLinearConv", "ConvInteger"),
+        ("linear",): ("QGemm", "QLinearMatMul", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"),
+    },
+    PROGRAM: {("conv2d", "linear"): ("aten._int_mm.default",)},
 }
 
 
@@ -33,8 +37,8 @@ class Tolerances:
     """What an export must keep.
 
     Args:
-        float_max_abs_diff: largest difference of a logit between torch and the runtime, for networks without integer layers.
-        agreement: share of test images with the same top-1 class, for networks with integer layers.
+        float_max_abs_diff: largest difference of a logit between torch and the runtime, for networks in single precision.
+        agreement: share of test images with the same top-1 class, for networks with integer layers or smaller floats.
         latency: share by which a measured latency may differ from the predicted one.
     """
 
@@ -101,7 +105,7 @@ def layer_weights(layer: PlainLayer) -> LayerWeights:
 
 
 def export(network: PlainNetwork, lowerings: Sequence[str], device: Device, metadata: dict[str, str]) -> bytes:
-    """A plain network as a serialized ONNX model for a device.
+    """A plain network as a serialized model for a device.
 
     Args:
         network: recalibrated and folded.
@@ -149,7 +153,8 @@ def verify(
     labels = test.labels.numpy()
     agreement = float(np.mean(expected.argmax(1) == found.argmax(1)))
     max_abs_diff = float(np.abs(expected - found).max())
-    rounded = [spec for spec in network.network.layers if spec.arithmetic.activations != "float"]
+    rounded = any(spec.arithmetic.activations != "float" for spec in network.network.layers)
+    rounded = rounded or any(LOWERINGS[name].rounds for name in lowerings)
     failures = []
     if not np.isfinite(found).all():
         failures.append("the runtime's outputs are not finite")
@@ -173,12 +178,13 @@ def verify(
 def _unfused(network: Network, lowerings: Sequence[str], operators: Sequence[str]) -> list[str]:
     """Whether the runtime runs as many integer kernels as the lowerings say, no more and no fewer."""
     failures = []
-    for operator, kernels in INTEGER_KERNELS.items():
+    for of_operators, kernels in INTEGER_KERNELS[LOWERINGS[lowerings[0]].model_kind].items():
         layers = zip(network.layers, lowerings, strict=True)
-        wanted = sum(LOWERINGS[name].integer_kernels for spec, name in layers if spec.operator == operator)
+        wanted = sum(LOWERINGS[name].integer_kernels for spec, name in layers if spec.operator in of_operators)
         found = sum(operators.count(kernel) for kernel in kernels)
         if found != wanted:
-            failures.append(f"the optimized graph has {found} integer kernels of {operator}, the architecture {wanted}")
+            named = " and ".join(of_operators)
+            failures.append(f"the optimized graph has {found} integer kernels of {named}, the architecture {wanted}")
     return failures
 
 

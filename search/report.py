@@ -70,7 +70,7 @@ def write_report(summary: Summary, path: Path) -> None:
     Raises:
         UserError: the folder cannot be written.
     """
-    page = _environment().get_template("report_template.html").render(_context(summary)).encode("utf-8", "replace")
+    page = environment().get_template("report_template.html").render(_context(summary)).encode("utf-8", "replace")
     write_atomically(path, page)
 
 
@@ -124,7 +124,8 @@ def _print_front_of(summary: Summary, where: str, console: Console) -> None:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """Where templates of pages are found, with the filters that they use; everything is escaped."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, PAGE_PARTS]),
         autoescape=True,
@@ -269,3 +270,9 @@ def _link(path: object, name: str | None = None) -> str:
     """A relative link to a file of the run, or to another one beside it."""
     parts = str(path).replace("\\", "/").split("/")
     return quote("/".join([*parts[:-1], name] if name else parts))
+
+
+if __name__ == "__main__":
+    from search.sweep_report import command
+
+    command()

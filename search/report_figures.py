@@ -67,7 +67,7 @@ def front(summary: Summary) -> go.Figure | None:
     )
     hollow = {"symbol": "circle-open", "color": INK, "size": 13, "line": {"width": 1.5}}
     figure.add_scatter(**_xy(threads[::3]), mode="markers", marker=hollow, name="winner, predicted latency", hoverinfo="skip")
-    figure.update_xaxes(**_latency_axis([w["measured_us"] for w in (*winners, *baselines)] + [x for x, _ in threads if x]))
+    figure.update_xaxes(**latency_axis([w["measured_us"] for w in (*winners, *baselines)] + [x for x, _ in threads if x]))
     figure.update_yaxes(tickformat=".1%")
     return figure
 
@@ -122,7 +122,7 @@ def latency(summary: Summary) -> go.Figure | None:
     marker = {"color": BLUE, "size": 10, "line": {"color": "white", "width": 1}}
     xy = _xy((w["predicted_us"], w["measured_us"]) for w in winners)
     figure.add_scatter(**xy, mode="markers", marker=marker, name="winners", **hover_of(winner_text(w) for w in winners))
-    axis = _latency_axis(ends)
+    axis = latency_axis(ends)
     return figure.update_xaxes(**axis).update_yaxes(**axis)
 
 
@@ -172,7 +172,7 @@ def search(summary: Summary) -> go.Figure | None:
         name="front, accuracy measured",
         **hover_of(f"front<br>predicted {microseconds(f['predicted_us'])}<br>accuracy {percent(f['accuracy'])}" for f in found),
     )
-    return figure.update_xaxes(**_latency_axis(latencies)).update_yaxes(tickformat=".0%")
+    return figure.update_xaxes(**latency_axis(latencies)).update_yaxes(tickformat=".0%")
 
 
 def hypervolume(summary: Summary) -> go.Figure | None:
@@ -240,7 +240,7 @@ def stages(summary: Summary) -> go.Figure | None:
 # -- common to all --------------------------------------------------------------------------------------------------------
 
 
-def _latency_axis(values: Sequence[float]) -> dict[str, Any]:
+def latency_axis(values: Sequence[float]) -> dict[str, Any]:
     """Logarithmic where latencies spread over more than a factor of six, with ticks at 1, 2, 5, 10, ..."""
     low, high = min(values), max(values)
     if low <= 0 or high / low <= 6:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import math
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from search import __version__
@@ -17,7 +19,24 @@ from spaces.errors import UserError
 PACKAGES = ("torch", "onnxruntime", "onnx", "onnx-ir", "optuna", "pytorch-lightning", "hydra-core", "scikit-learn", "numpy")
 STAGES = ("space", "tables", "supernet", "predictors", "study", "finish", "export")
 
+SUMMARY_FILE = "summary.json"
+
 Rows = Sequence[Mapping[str, Any]]
+
+
+def read_summary(path: Path) -> dict[str, Any]:
+    """The summary of a run.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    try:
+        summary = json.loads(path.read_text())
+        if not isinstance(summary, dict):
+            raise ValueError("not a JSON object")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({error}); delete it and run again") from error
+    return summary
 
 
 def summarize(

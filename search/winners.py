@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from latency_lut.device import Device
+from latency_lut.lowering import model_kind
 from latency_lut.profile import retime
 from latency_lut.table import STATISTIC, LatencyTable, NetworkTiming
 from latency_lut.timing import Timing
@@ -60,8 +61,13 @@ class Exporter:
     tolerances: Tolerances
     provenance: Provenance
 
+    @property
+    def model_name(self) -> str:
+        """What a model's file is called: `model.onnx`, or `model.pt2` for the runtime torch."""
+        return f"model.{model_kind(self.device.describe())}"
+
     def make(self, architecture: Architecture, folder: Path, weights: Supernet | None = None) -> dict[str, Any]:
-        """Export and verify one architecture into `folder` (`model.onnx`, `card.json`); skipped when both are there and agree.
+        """Export and verify one architecture into `folder` (the model, `card.json`); skipped when both are there and agree.
 
         Args:
             architecture: what to export.
@@ -71,7 +77,7 @@ class Exporter:
         Returns:
             The card, still without a measured latency.
         """
-        made = _finished_card(folder, architecture, self.provenance)
+        made = _finished_card(folder, self.model_name, architecture, self.provenance)
         if made is not None:
             return made
         network = self.space.network(architecture)
@@ -99,10 +105,10 @@ class Exporter:
             "parameters": network.parameters,
             "peak_activation_bytes": network.peak_activation_bytes,
             "layers": [self._layer(n.name, n.spec, low) for n, low in zip(network.nodes, lowerings, strict=True)],
-            "sha256": {"model.onnx": sha256(model)},
+            "sha256": {self.model_name: sha256(model)},
             "provenance": dict(self.provenance),
         }
-        write_atomically(folder / "model.onnx", model)
+        write_atomically(folder / self.model_name, model)
         write_atomically(folder / "card.json", json.dumps(card, indent=1))
         return card
 
@@ -138,7 +144,7 @@ class Exporter:
         Returns:
             The complete cards, and the machine's speed meanwhile against the table's.
         """
-        models = [(folder / "model.onnx").read_bytes() for folder in folders]
+        models = [(folder / self.model_name).read_bytes() for folder in folders]
         timings, speed = retime(models, table, self.device)
         complete = [self._timed(card, timing) for card, timing in zip(cards, timings, strict=True)]
         for card, folder in zip(complete, folders, strict=True):
@@ -164,13 +170,13 @@ class Exporter:
         }
 
 
-def _finished_card(folder: Path, architecture: Architecture, provenance: Provenance) -> dict[str, Any] | None:
+def _finished_card(folder: Path, name: str, architecture: Architecture, provenance: Provenance) -> dict[str, Any] | None:
     """The card of an export that an earlier attempt finished."""
     try:
         card: dict[str, Any] = json.loads((folder / "card.json").read_text())
-        model = (folder / "model.onnx").read_bytes()
+        model = (folder / name).read_bytes()
         same = card["architecture"] == dict(architecture) and card["provenance"] == dict(provenance)
-        return card if same and card["sha256"]["model.onnx"] == sha256(model) else None
+        return card if same and card["sha256"][name] == sha256(model) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

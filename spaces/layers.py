@@ -95,7 +95,7 @@ class LayerSpec:
         if not self.rank:
             return
         most = self.full_rank
-        dynamic = self.arithmetic.activations == "dynamic"
+        dynamic = self.arithmetic.rounds_input
         if self.groups > 1 or not 1 <= self.rank <= most or self.sparsity != "dense" or dynamic:
             raise ValueError(
                 f"not a layer: rank {self.rank} of {self}; allowed is 1 to {most} of a dense weight without groups"

@@ -94,7 +94,7 @@ class MobileSpace(Space):
             )
         self.ranks = _ranks(ranks)
         self.activations = _among("activations", activations, ("relu", "hard_swish"))
-        dynamic = [text for text in self.precisions if parse_precision(text).activations == "dynamic"]
+        dynamic = [text for text in self.precisions if parse_precision(text).rounds_input]
         if dynamic and self.ranks != (FULL,):
             raise UserError(f"precision {dynamic[0]} runs no factors; allowed beside it: ranks=[{FULL}]")
         self.resolutions = ascending("resolutions", resolutions)

@@ -16,7 +16,13 @@ from torch.nn import functional as F
 from spaces.errors import DivergedError
 from spaces.layers import INPUT, LayerSpec, Network, Node
 from spaces.precision import FLOAT_BITS
-from spaces.quantizers import EncodedWeight, quantize_activation, quantize_by_sample, quantize_to_own_range
+from spaces.quantizers import (
+    EncodedWeight,
+    quantize_activation,
+    quantize_by_sample,
+    quantize_to_float8,
+    quantize_to_own_range,
+)
 
 
 class ActivationQuantizer(nn.Module):
@@ -57,6 +63,8 @@ def enter_layer(spec: LayerSpec, x: torch.Tensor, quantize_input: Callable[[torc
     if spec.integer and spec.input_bits == FLOAT_BITS:
         return quantize_input(x)
     precision = spec.arithmetic
+    if precision.activations == "float8":
+        return quantize_to_float8(x)
     if precision.activations == "dynamic":
         return quantize_by_sample(x, precision.scales if isinstance(precision.scales, int) else None)
     return x

@@ -6,6 +6,7 @@ A precision is written as text: an option of a choice, a field of a `LayerSpec` 
     w8a8  w4a8  w2a8        integer weights; 8-bit activations with a fixed, calibrated range: integer arithmetic
     ternary_a8  binary_a8   the same with the levels -1, 0, 1 or -1, 1
     w8d8  w4d8@32           integer weights; the input is rounded to 8 bits by its own range in every run, the output is float
+    fp8                     8-bit floats (e4m3) for weights and, by its own range in every run, the input; the output is float
     w8  w4  w3  w2          integer weights alone, one scale per output channel; float arithmetic
     w4@32                   one scale per 32 inputs of each output channel
     w4@tensor  w4@inputs    one scale in all, one scale per input channel
@@ -25,7 +26,7 @@ from functools import cache
 
 from spaces.errors import UserError
 
-FLOAT = "fp32"
+FLOAT, FLOAT8 = "fp32", "fp8"
 FLOAT_BITS = 32
 INTEGER_BITS = (2, 3, 4, 8)
 PER_CHANNEL, PER_TENSOR, PER_INPUT = "channel", "tensor", "inputs"
@@ -62,9 +63,10 @@ class Precision:
 
     Args:
         text: as it is written.
-        weights: the kind of weights: `float`, `integer` or one of `KINDS`.
+        weights: the kind of weights: `float`, `float8`, `integer` or one of `KINDS`.
         weight_bits: bits of one stored weight (of the unsalient ones, for `partial`).
-        activations: `float`; `static`: 8 bits with a fixed range; `dynamic`: the input in 8 bits by its own range.
+        activations: `float`; `static`: 8 bits with a fixed range; `dynamic`: the input in 8 bits by its own range; `float8`:
+            the input in 8-bit floats by its own range.
         scales: what shares a scale: `channel`, `tensor`, `inputs` or, as a number, that many inputs of an output channel.
         salient: share of the weights that `partial` keeps in 8 bits.
     """
@@ -80,6 +82,11 @@ class Precision:
     def integer(self) -> bool:
         """Whether the layer computes in integers with fixed ranges, and so quantizes the tensors at both of its sides."""
         return self.activations == "static"
+
+    @property
+    def rounds_input(self) -> bool:
+        """Whether the layer rounds its input by its own range in every run."""
+        return self.activations in ("dynamic", "float8")
 
     @property
     def float_weights(self) -> bool:
@@ -105,12 +112,14 @@ def parse_precision(text: str) -> Precision:
     """
     if text == FLOAT:
         return Precision(FLOAT, "float", FLOAT_BITS)
+    if text == FLOAT8:
+        return Precision(FLOAT8, "float8", 8, "float8")
     precision = _integer(text) or _named(text)
     if precision is None:
         named = [k.example + (f", {k.example}_a8" if k.integer_levels else "") for k in KINDS.values()]
         raise UserError(
-            f"precision {text!r}; allowed are fp32, w8a8 w4a8 w3a8 w2a8, w8d8, w8 w4 w3 w2 (with @tensor, @inputs or a block "
-            f"size such as @32), w4d8@32, {', '.join(named)}"
+            f"precision {text!r}; allowed are fp32, fp8, w8a8 w4a8 w3a8 w2a8, w8d8, w8 w4 w3 w2 (with @tensor, @inputs or a "
+            f"block size such as @32), w4d8@32, {', '.join(named)}"
         )
     return precision
 

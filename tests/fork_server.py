@@ -25,7 +25,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 
 import search.__main__
-from latency_lut.command import CONFIG_FOLDER, run_hydra
+from latency_lut.command import CONFIG_FOLDER
 
 
 def run(job: dict[str, Any]) -> None:
@@ -53,7 +53,7 @@ def run(job: dict[str, Any]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"], resource.RLIM_INFINITY))
     sys.argv = [str(Path(search.__main__.__file__)), *job["arguments"]]
     try:
-        run_hydra(search.__main__.main, "search")
+        search.__main__.command()
         status = 0
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else 0 if stop.code is None else 1

@@ -55,6 +55,7 @@ def test_the_space_is_trainable_and_ships(evaluator: Evaluator, x86: Device) -> 
 def test_the_training_strategy_trains(tiny_space: MobileSpace, evaluator: Evaluator, digits: Digits, tmp_path: Path) -> None:
     names: dict[str, Any] = {"__name__": "search.training.ends"}
     exec(compile(example("A training strategy"), "ends.py", "exec"), names)
+    torch.manual_seed(0)
     training = SupernetTraining(Supernet(tiny_space), names["Ends"](), 3, 0.02, 0.0, 0, evaluator, curve_points=1)
     train(training, digits, tmp_path)
     assert all(training.curve[-1][name] < training.curve[0][name] for name in ("largest_loss", "smallest_loss"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -13,7 +15,10 @@ from spaces.layers import LayerSpec
 from spaces.precision import FLOAT, FLOAT_BITS
 from spaces.quantizers import EncodedWeight, activation_grid
 
+ONNX, PROGRAM = "onnx", "pt2"  # kinds of models, by the ending of their files
+
 Range = tuple[float, float]
+Description = Mapping[str, str | int]
 
 
 @dataclass(frozen=True)
@@ -69,14 +74,20 @@ class Lowering:
         runs_as: the layer that the runtime runs just as fast, since it runs the same kernels: the key in a latency table.
         measured_as: with which lowering that layer has these kernels.
         integer_kernels: how many kernels of the optimized graph compute in integers.
+        model_kind: `ONNX`; or `PROGRAM`, for the runtime torch, whose lowerings make modules instead of nodes.
+        runs_on: the devices that have its kernels, by their `Device.describe`.
+        rounds: whether a layer of floats comes out rounded more coarsely than in single precision.
     """
 
     name: str
     applies: Callable[[LayerSpec], bool]
-    core: Core
+    core: Callable[..., Any]
     runs_as: Callable[[LayerSpec], LayerSpec]
     measured_as: str
-    integer_kernels: int
+    integer_kernels: int = 0
+    model_kind: str = ONNX
+    runs_on: Callable[[Description], bool] = lambda description: True
+    rounds: bool = False
 
 
 LOWERINGS: dict[str, Lowering] = {}
@@ -98,9 +109,19 @@ def lowering(
     return register
 
 
-def applicable(spec: LayerSpec) -> tuple[str, ...]:
-    """Names of the lowerings that can make this layer."""
-    return tuple(name for name, entry in LOWERINGS.items() if entry.applies(spec))
+def model_kind(description: Description) -> str:
+    """What a device with this `Device.describe` loads: `ONNX`, or `PROGRAM` where it says so."""
+    return str(description.get("model_kind", ONNX))
+
+
+def applicable(spec: LayerSpec, description: Description = MappingProxyType({})) -> tuple[str, ...]:
+    """Names of the lowerings that can make this layer on a device with this `Device.describe`; by default as ONNX."""
+    kind = model_kind(description)
+    return tuple(
+        name
+        for name, entry in LOWERINGS.items()
+        if entry.model_kind == kind and entry.runs_on(description) and entry.applies(spec)
+    )
 
 
 def lower(name: str, g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor, skip: Tensor | None) -> Tensor:
@@ -117,7 +138,7 @@ def lower(name: str, g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x:
     Raises:
         ValueError: the lowering does not apply, or a range that the layer needs is missing.
     """
-    if name not in LOWERINGS or not LOWERINGS[name].applies(spec):
+    if name not in LOWERINGS or LOWERINGS[name].model_kind != ONNX or not LOWERINGS[name].applies(spec):
         raise ValueError(f"lowering {name!r} does not apply to {spec}; allowed are {', '.join(applicable(spec))}")
     y = LOWERINGS[name].core(g, spec, weights, x)
     if spec.quantizes_sum:

@@ -12,6 +12,7 @@ from search.stages.find import search_study
 from search.stages.finish import finish_winners
 from search.stages.learn import fit_predictors, train_supernet
 from search.stages.measure import describe_space, measure_tables, print_choices
+from search.summary import SUMMARY_FILE
 from search.training import CHECKPOINT
 
 __all__ = ["STAGES", "Stage", "print_choices"]
@@ -74,5 +75,5 @@ STAGES = (
     Stage("study", search_study, ("study.log", "front.csv", "points.json"), ("study.log", "front.csv", "points.json")),
     Stage("finish", finish_winners, (FINISHED_FOLDER,), ()),
     Stage("export", export_winners, ("winners", "baselines"), ()),
-    Stage("report", report_run, ("report.html", "summary.json"), ("report.html", "summary.json")),
+    Stage("report", report_run, ("report.html", SUMMARY_FILE), ("report.html", SUMMARY_FILE)),
 )

@@ -16,7 +16,7 @@ from search.job import Job
 from search.report import write_report
 from search.run import Facts
 from search.stages.find import chosen_winners, read_fronts
-from search.summary import summarize
+from search.summary import SUMMARY_FILE, summarize
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.files import write_atomically
@@ -63,14 +63,13 @@ def export_device(job: Job, device: Device, chosen: list[Architecture], random_f
         return {"winners": [], "baselines": [], "beats": {}, "speed": 1.0}
     table = job.table(device)
     cards, speed = exporter.measure(cards, [job.path(row[0]) for row in rows], table)
+    file = exporter.model_name
     won = [
-        {"rank": row[3], "path": f"{row[0]}/model.onnx", **card}
-        for row, card in zip(rows, cards, strict=True)
-        if row[1] is None
+        {"rank": row[3], "path": f"{row[0]}/{file}", **card} for row, card in zip(rows, cards, strict=True) if row[1] is None
     ]
     names = ("accuracy_runtime", "measured_us", "spread_us", "bytes", "verified")
     baselines = [
-        {"name": row[1], "family": row[2], "of_winner": row[3], "path": f"{row[0]}/model.onnx", **{k: card[k] for k in names}}
+        {"name": row[1], "family": row[2], "of_winner": row[3], "path": f"{row[0]}/{file}", **{k: card[k] for k in names}}
         for row, card in zip(rows, cards, strict=True)
         if row[1] is not None
     ]
@@ -101,7 +100,7 @@ def report_run(job: Job) -> Facts:
     write_report(summary, job.path("report.html"))
     summary["stages"]["report"] = time.perf_counter() - begin
     summary["wall_s"] = sum(summary["stages"].values())
-    write_atomically(job.path("summary.json"), json.dumps(summary, indent=1, allow_nan=False))
+    write_atomically(job.path(SUMMARY_FILE), json.dumps(summary, indent=1, allow_nan=False))
     return {}
 
 

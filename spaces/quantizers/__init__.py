@@ -9,10 +9,12 @@ integer, ternary_binary, nonuniform    the formats
 from spaces.quantizers import integer, nonuniform, ternary_binary  # importing them registers them
 from spaces.quantizers.activations import (
     ACTIVATION_LEVELS,
+    LARGEST_FLOAT8,
     SMALLEST_SCALE,
     activation_grid,
     quantize_activation,
     quantize_by_sample,
+    quantize_to_float8,
     quantize_to_own_range,
 )
 from spaces.quantizers.weights import (
@@ -27,6 +29,7 @@ from spaces.quantizers.weights import (
 
 __all__ = [
     "ACTIVATION_LEVELS",
+    "LARGEST_FLOAT8",
     "SMALLEST_SCALE",
     "WEIGHT_QUANTIZERS",
     "EncodedWeight",
@@ -37,6 +40,7 @@ __all__ = [
     "nonuniform",
     "quantize_activation",
     "quantize_by_sample",
+    "quantize_to_float8",
     "quantize_to_own_range",
     "quantizer_of",
     "stored_bytes",

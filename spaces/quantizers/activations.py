@@ -17,6 +17,7 @@ from spaces.errors import DivergedError
 
 ACTIVATION_LEVELS = 255
 BLOCK_LIMIT = 127
+LARGEST_FLOAT8 = 448
 SMALLEST_SCALE = 1e-12
 
 
@@ -87,4 +88,18 @@ def quantize_by_sample(x: torch.Tensor, block: int | None) -> torch.Tensor:
         blocks = F.pad(x.detach(), (0, -features % block)).reshape(len(x), -1, block)
         scale = (blocks.abs().amax(dim=2, keepdim=True) / BLOCK_LIMIT).clamp_min(SMALLEST_SCALE)
         rounded = ((blocks / scale).round() * scale).reshape(len(x), -1)[:, :features]
+    return x + (rounded - x.detach())
+
+
+def quantize_to_float8(x: torch.Tensor) -> torch.Tensor:
+    """Activation rounded to 8-bit floats (e4m3, arXiv:2209.05433), the largest magnitude of a sample on the largest of them.
+
+    Gradient straight through.
+
+    Args:
+        x: `(n, ...)`.
+    """
+    largest = x.detach().flatten(1).abs().amax(1)
+    scale = (largest / LARGEST_FLOAT8).clamp_min(SMALLEST_SCALE).reshape(-1, *[1] * (x.dim() - 1))
+    rounded = (x.detach() / scale).to(torch.float8_e4m3fn).to(x.dtype) * scale
     return x + (rounded - x.detach())

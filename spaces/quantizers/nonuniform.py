@@ -1,4 +1,4 @@
-"""Weights off the uniform grid: levels on a power curve, learned codebooks, and a few salient weights in 8 bits."""
+"""Weights off the uniform grid: power curves, learned codebooks, a few salient weights in 8 bits, and 8-bit floats."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from spaces.precision import PER_CHANNEL, Kind, Precision
-from spaces.quantizers.activations import SMALLEST_SCALE
+from spaces.quantizers.activations import LARGEST_FLOAT8, SMALLEST_SCALE
 from spaces.quantizers.integer import WEIGHT_LIMIT, last_level, ruled_step
 from spaces.quantizers.scales import Scales, Shape, grouped, maximum_step, mean_magnitude, spread
 from spaces.quantizers.straight_through import straight_through
@@ -203,6 +203,24 @@ class PartialWeights(WeightQuantizer):
             fine = spread(maximum_step(grouped(magnitudes, PER_CHANNEL), WEIGHT_LIMIT), weight.shape, PER_CHANNEL)
             coarse = spread(mean_magnitude(grouped(magnitudes * ~salient, PER_CHANNEL)), weight.shape, PER_CHANNEL)
             values = torch.where(salient, (weight * fine.reciprocal()).round_() * fine, weight.sign() * coarse)
+        return straight_through(weight, values)
+
+    def encode(self, weight: torch.Tensor) -> EncodedWeight | None:
+        return None
+
+
+@weight_quantizer("float8")
+class Float8Weights(WeightQuantizer):
+    """8-bit floats, e4m3 (arXiv:2209.05433): four bits of exponent, three of mantissa.
+
+    The largest magnitude of an output channel lies on the largest of them. They are no levels, and too many for a codebook, so
+    `encode` gives None; a lowering finds scales and codes again from the values.
+    """
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            step = spread(maximum_step(grouped(weight.abs(), PER_CHANNEL), LARGEST_FLOAT8), weight.shape, PER_CHANNEL)
+            values = (weight / step).to(torch.float8_e4m3fn).to(weight.dtype) * step
         return straight_through(weight, values)
 
     def encode(self, weight: torch.Tensor) -> EncodedWeight | None:

@@ -9,6 +9,7 @@ import pytest
 
 from latency_lut.__main__ import main
 from latency_lut.command import mistake, run_hydra
+from latency_lut.device import load_runtime
 from latency_lut.table import LatencyTable
 from spaces.errors import UserError
 
@@ -25,6 +26,13 @@ SMALL = [
     "visit_s=0.00005",
     "networks=8",
 ]
+
+DEVICES = "Available options in 'device': arm cuda ort_cuda ort_tensorrt torch_cpu wasm wasm_chromium x86"
+
+
+def lacks(runtime, provider):
+    """Skips a test of what is said where a provider is missing, where it is not."""
+    return pytest.mark.skipif(provider in load_runtime(runtime).providers(), reason=f"{runtime} has {provider} here")
 
 
 @pytest.fixture
@@ -51,7 +59,10 @@ def command(tmp_path, monkeypatch, capsys):
     [
         (["max_pair=3"], "max_pair"),
         (["gadget=x86"], "gadget"),
-        (["device=toaster"], "Available options in 'device': arm ort_cuda ort_tensorrt wasm wasm_chromium x86"),
+        (["device=toaster"], DEVICES),
+        pytest.param(["device=cuda"], "(pytorch.org/get-started), or take device=torch_cpu", marks=lacks("torch", "cuda")),
+        pytest.param(["device=ort_cuda"], "pip install onnxruntime-gpu", marks=lacks("onnxruntime", "CUDAExecutionProvider")),
+        pytest.param(["device=ort_tensorrt"], "onnxruntime-gpu", marks=lacks("onnxruntime", "TensorrtExecutionProvider")),
         (["device=[]"], "no device"),
         (["data=nowhere"], "data/nowhere"),
         (["max_pairs=[1"], "[1"),
@@ -63,7 +74,10 @@ def command(tmp_path, monkeypatch, capsys):
         (["+space.colour=3"], "colour"),
         (["space._target_=spaces.nowhere.Space"], "spaces.nowhere.Space"),
         (["data=custom"], "Missing mandatory value"),
-        (["-m", "device=toaster"], "Available options in 'device': arm ort_cuda ort_tensorrt wasm wasm_chromium x86"),
+        (
+            ["-m", "device=toaster"],
+            DEVICES,
+        ),
         (["-m", "space.max_width=2,3"], "max_width=2"),
     ],
 )
@@ -122,7 +136,7 @@ def test_help_explains(command):
     assert status == 0
     for text in (
         "python -m latency_lut device=x86",
-        "device: arm, ort_cuda, ort_tensorrt, wasm, wasm_chromium, x86",
+        "device: arm, cuda, ort_cuda, ort_tensorrt, torch_cpu, wasm, wasm_chromium, x86",
         "max_pairs",
     ):
         assert text in out

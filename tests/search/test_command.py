@@ -363,17 +363,6 @@ def test_the_space_is_printed_every_time(call: Call, tmp_path: Path, tiny_job: J
     assert run.name.startswith("mobile-digits-x86-")
 
 
-def test_a_sweep_makes_a_run_for_each_and_mistakes_do_not_stop_it(call: Call, tmp_path: Path, tiny_job: Job) -> None:
-    ended = call(tmp_path, "-m", *tiny_job, "stages=[space]", "seed=0,1")
-    assert (ended.status, ended.err) == (0, "")
-    assert len(list((tmp_path / "runs").iterdir())) == 2
-    assert [p.name for p in tmp_path.iterdir()] == ["runs"]
-    ended = call(tmp_path, "-m", *tiny_job, "stages=[space]", "seed=2,3", "space.head=[0],[32]")
-    assert ended.status == 2
-    assert len(ended.err.splitlines()) == 2
-    assert len(list((tmp_path / "runs").iterdir())) == 4
-
-
 # -- several devices ----------------------------------------------------------------------------------------------------------
 
 

@@ -21,6 +21,11 @@ def facts(run: Path, stage: str) -> dict[str, Any]:
     return dict(json.loads((run / "stages.json").read_text())[stage]["facts"])
 
 
+def runs_of(folder: Path) -> list[Path]:
+    (sweep,) = (folder / "runs").glob("sweep-*")
+    return sorted(path.parent for path in sweep.glob("*/config.yaml"))
+
+
 @pytest.fixture(scope="module")
 def sweep(call: Call, tiny_job: Job, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
     """Two jobs that differ in what they search for."""
@@ -32,7 +37,7 @@ def sweep(call: Call, tiny_job: Job, tmp_path_factory: pytest.TempPathFactory) -
 
 def test_a_sweep_trains_one_supernet(sweep: tuple[Path, Any]) -> None:
     folder, ended = sweep
-    runs = [path for path in sorted((folder / "runs").iterdir()) if path.name != "shared"]
+    runs = runs_of(folder)
     assert len(runs) == 2
     assert ended.out.count("taken from") == 3
     taken = [[facts(run, stage).get("taken_from") for run in runs] for stage in ("tables", "supernet", "predictors")]
@@ -44,7 +49,7 @@ def test_a_sweep_trains_one_supernet(sweep: tuple[Path, Any]) -> None:
 
 def test_a_run_is_whole_without_the_others(call: Call, sweep: tuple[Path, Any], tmp_path: Path) -> None:
     folder, _ = sweep
-    taker = next(p for p in (folder / "runs").iterdir() if p.name != "shared" and "taken_from" in facts(p, "supernet"))
+    taker = next(path for path in runs_of(folder) if "taken_from" in facts(path, "supernet"))
     shutil.copytree(taker, tmp_path / "moved")
     ended = call(tmp_path, "run=moved", "stages=[tables,supernet,predictors,study,export,report]")
     assert ended.status == 0, ended.err
@@ -86,7 +91,7 @@ def test_a_damaged_entry_is_one_line(call: Call, tiny_job: Job, sweep: tuple[Pat
 
 def test_a_sweep_again_runs_only_what_is_missing(call: Call, tiny_job: Job, sweep: tuple[Path, Any], tmp_path: Path) -> None:
     shutil.copytree(sweep[0] / "runs", tmp_path / "runs")
-    removed = next(path for path in (tmp_path / "runs").iterdir() if path.name != "shared")
+    removed = runs_of(tmp_path)[0]
     shutil.rmtree(removed)
     ended = call(tmp_path, "-m", *tiny_job, "stages=[tables,supernet,predictors,study]", "study.candidates=60,70")
     assert ended.status == 0, ended.err

@@ -30,7 +30,7 @@ CODED = ("power2", "power3", "power4", "codebook2", "codebook3", "codebook4")
 CASES = [
     *((text, QuantizerSettings(scale=rule, percentile=0.95)) for text in INTEGER for rule in RULES),
     *((text, QuantizerSettings(binary=rule)) for text in ("binary",) for rule in ("straight_through", "reste", "biper")),
-    *((text, QuantizerSettings()) for text in ("ternary", *CODED, "partial@1/8")),
+    *((text, QuantizerSettings()) for text in ("ternary", *CODED, "partial@1/8", "fp8")),
     *((text, QuantizerSettings(scale="statistics")) for text in ("power3", "power4")),
 ]
 SHAPES = [(12, 8, 3, 3), (10, 40), (6, 1, 7, 7), (1, 5)]
@@ -79,7 +79,7 @@ def test_decoding_gives_the_forward_to_the_bit(text: str, choice: QuantizerSetti
     encoded = quantizer.encode(weight)
     assert values.shape == shape
     if encoded is None:
-        assert text.startswith("partial")
+        assert text.startswith(("partial", "fp8"))
         return
     assert torch.equal(encoded.decode(), values)
     assert encoded.codes.dtype == torch.int8
@@ -177,7 +177,7 @@ def test_a_factor_of_the_channels_goes_into_the_encoding(text: str, choice: Quan
     assert folded.codes.dtype == torch.int8
 
 
-@pytest.mark.parametrize("text", ["w8", "w4", "w3", "w4@tensor", "w8@inputs", "w4@16", "power3", "power4"])
+@pytest.mark.parametrize("text", ["w8", "w4", "w3", "w4@tensor", "w8@inputs", "w4@16", "power3", "power4", "fp8"])
 @shapes
 def test_quantizing_twice_by_the_maximum_changes_nothing(text: str, shape: tuple[int, ...]) -> None:
     quantizer = made(text, shape)
