@@ -26,9 +26,9 @@ def computed(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     counts: Counter[str] = Counter()
     real: Callable[..., torch.Tensor | None] = weights.mask
 
-    def counting(weight: torch.Tensor, sparsity: Any, saliency: torch.Tensor | None = None) -> torch.Tensor | None:
+    def counting(weight: torch.Tensor, sparsity: Any, *ranking: torch.Tensor | None) -> torch.Tensor | None:
         counts[sparsity if isinstance(sparsity, str) else sparsity.text] += 1
-        return real(weight, sparsity, saliency)
+        return real(weight, sparsity, *ranking)
 
     monkeypatch.setattr(weights, "mask", counting)
     return counts

@@ -263,10 +263,10 @@ def test_no_mask_is_computed_twice_in_a_step(
             asked.append((self.values.data_ptr(), parse(sparsity), torch.Size(shape)))
         return real_use(self, shape, sparsity)
 
-    def computing(weight: torch.Tensor, sparsity: str | Sparsity, saliency: torch.Tensor | None = None) -> torch.Tensor | None:
+    def computing(weight: torch.Tensor, sparsity: str | Sparsity, *ranking: torch.Tensor | None) -> torch.Tensor | None:
         if sparsity != "dense":
             computed.append((weight.data_ptr(), sparsity, weight.shape))
-        return real_mask(weight, sparsity, saliency)
+        return real_mask(weight, sparsity, *ranking)
 
     def step(self: SupernetTraining, *arguments: Any) -> Any:
         nonlocal repeated
