@@ -7,7 +7,8 @@ layer's name finds its elastic weights. So any space that walks is trainable, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -87,6 +88,22 @@ class Supernet(nn.Module):
         for module in self.modules():
             if isinstance(module, WeightQuantizer):
                 module.progress = step / steps
+
+    @contextmanager
+    def remember_masks(self) -> Iterator[None]:
+        """A context in which networks that sparsify the same part of a weight in the same way share one mask.
+
+        For the forward and backward passes of one step, whose networks all see the same weights; a weight that does change gets
+        new masks (`ElasticWeight.remember_masks`). Masks are forgotten at the end.
+        """
+        weights = [module for module in self.modules() if isinstance(module, ElasticWeight)]
+        for weight in weights:
+            weight.remember_masks(True)
+        try:
+            yield
+        finally:
+            for weight in weights:
+                weight.remember_masks(False)
 
     def before_step(self) -> None:
         """To be called after the backward passes of a step, before the optimizer's step."""
