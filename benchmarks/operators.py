@@ -85,6 +85,8 @@ def cases() -> Iterator[Case]:
         yield Case(f"rank {rank}", 0.05, rank=rank)
     yield Case("rank 1/2 w8a8", 0.06, rank="1/2", precision="w8a8")
     yield Case("hard_swish", 0.03, activation="hard_swish")
+    for sparsity in ("unstructured@1/4", "2:4", "group@1/2"):
+        yield Case(f"{sparsity}, selective", 0.06, sparsity=sparsity, activation="selective")
     yield Case("group@1/2 w4@32 (GQSA)", 0.06, precision="w4@32", sparsity="group@1/2")
     yield Case("2:4 w8a8", 0.05, precision="w8a8", sparsity="2:4")
 

@@ -19,9 +19,10 @@ from spaces.low_rank import FULL, rank_of
 from spaces.options import ascending, distinct_precisions, positive
 from spaces.precision import parse_precision
 from spaces.space import Space
-from spaces.sparsity import DENSE, check_sparsity, parse
+from spaces.sparsity import DENSE, check_sparsity, parse, selective
 
 RANK_STEPS = 10_000
+SELECTIVE = "selective"
 
 When = tuple[str, tuple[Option, ...]] | None
 
@@ -51,7 +52,8 @@ class MobileSpace(Space):
         precisions: of every convolution and the classifier, e.g. `w8a8` and `fp32`; the first is the cheapest.
         sparsities: of convolutions that mix channels, e.g. `dense` and `group@1/2`.
         ranks: of dense convolutions that mix channels, `full` and shares such as `1/4`; a choice where there are several.
-        activations: `relu` and `hard_swish`; a choice per stage where there are several.
+        activations: `relu`, `selective` and `hard_swish`; a choice per stage where there are several. `selective` is ReLU, and
+            masks of the layers before it are chosen so that it has fewer zeros (`spaces.selective`).
         max_width: widths above it are left out.
         width_per_block: a width for every block instead of every stage.
 
@@ -93,7 +95,13 @@ class MobileSpace(Space):
                 f"precision {without_zero[0]} has no zero for sparse weights; allowed beside it: sparsities=[dense]"
             )
         self.ranks = _ranks(ranks)
-        self.activations = _among("activations", activations, ("relu", "hard_swish"))
+        self.activations = _among("activations", activations, ("relu", SELECTIVE, "hard_swish"))
+        self.selective = SELECTIVE in self.activations
+        if self.selective and self.sparsities == (DENSE,):
+            raise UserError(
+                f"activation {SELECTIVE} is for pruned layers, and sparsities is [{DENSE}]; "
+                "add one: space.sparsities=[dense,group@1/2]"
+            )
         dynamic = [text for text in self.precisions if parse_precision(text).rounds_input]
         if dynamic and self.ranks != (FULL,):
             raise UserError(f"precision {dynamic[0]} runs no factors; allowed beside it: ranks=[{FULL}]")
@@ -203,7 +211,7 @@ class MobileSpace(Space):
             kernel=a.integer(f"{block}.kernel"),
             stride=stride,
             depthwise=True,
-            activation=activation,
+            activation="relu" if activation == SELECTIVE else activation,
             precision=str(a[f"{block}.depthwise.precision"]),
         )
         skip = source if stride == 1 and width == out else None
@@ -212,6 +220,8 @@ class MobileSpace(Space):
     def _mix(self, net: NetworkBuilder, a: Architecture, name: str, x: str, out: int, act: str, skip: str | None = None) -> str:
         """A 1x1 convolution with its own precision and sparsity."""
         precision, sparsity = str(a[f"{name}.precision"]), str(a[f"{name}.sparsity"])
+        if act == SELECTIVE:
+            sparsity, act = selective(sparsity), "relu"
         rank = net.rank(str(a.get(f"{name}.rank", FULL)), x, out)
         return net.add(name, "conv2d", x, out, activation=act, precision=precision, sparsity=sparsity, rank=rank, skip=skip)
 
@@ -234,4 +244,6 @@ def _sparsities(texts: object) -> tuple[str, ...]:
     if not isinstance(texts, Sequence) or isinstance(texts, str) or not texts or not all(isinstance(t, str) for t in texts):
         raise UserError(f"sparsities is {texts!r}; allowed is a list such as [dense,group@1/2]; in YAML quote 2:4")
     distinct = {parse(text): text for text in reversed(texts)}
+    if any(sparsity.selective for sparsity in distinct):
+        raise UserError(f"sparsities is {list(texts)}; a selective mask is an activation: space.activations=[relu,{SELECTIVE}]")
     return tuple(distinct[key] for key in sorted(distinct, key=lambda s: (s.kept, s.pattern, s.sizes)))

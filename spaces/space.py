@@ -20,10 +20,14 @@ class Space(ABC):
 
     A subclass sets `name` and `choices` (a parent before the choices that depend on it) and defines `network`. Everything
     else follows: sampling, counting, features for predictors, tables' keys, the supernet and the exported graph.
+
+    Attributes:
+        selective: whether networks have masks that are chosen for the activations (`spaces.selective`).
     """
 
     name: str
     choices: tuple[Choice, ...]
+    selective: bool = False
 
     @abstractmethod
     def network(self, architecture: Architecture) -> Network:

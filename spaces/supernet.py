@@ -7,7 +7,8 @@ layer's name finds its elastic weights. So any space that walks is trainable, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -69,8 +70,9 @@ class Supernet(nn.Module):
     def _layer(self, node: Node) -> ElasticLayer:
         options = {kind: self._options(node.name, kind) for kind in ("precision", "rank")}
         ranks = [rank_of(text, node.spec.full_rank) for text in options["rank"]]
+        selective = self.space.selective and bool(self._options(node.name, "sparsity"))
         return OPERATORS[node.spec.operator](
-            node.spec, LayerOptions(options["precision"], max(ranks, default=0), self.estimators)
+            node.spec, LayerOptions(options["precision"], max(ranks, default=0), selective, self.estimators)
         )
 
     def _options(self, layer: str, kind: str) -> tuple[str, ...]:
@@ -87,6 +89,22 @@ class Supernet(nn.Module):
         for module in self.modules():
             if isinstance(module, WeightQuantizer):
                 module.progress = step / steps
+
+    @contextmanager
+    def remember_masks(self) -> Iterator[None]:
+        """A context in which networks that sparsify the same part of a weight in the same way share one mask.
+
+        For the forward and backward passes of one step, whose networks all see the same weights; a weight that does change gets
+        new masks (`ElasticWeight.remember_masks`). Masks are forgotten at the end.
+        """
+        weights = [module for module in self.modules() if isinstance(module, ElasticWeight)]
+        for weight in weights:
+            weight.remember_masks(True)
+        try:
+            yield
+        finally:
+            for weight in weights:
+                weight.remember_masks(False)
 
     def before_step(self) -> None:
         """To be called after the backward passes of a step, before the optimizer's step."""

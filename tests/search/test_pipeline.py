@@ -34,7 +34,7 @@ def space(precisions: list[str], sparsities: list[str], **options: list[str]) ->
 
 
 SPACES = {
-    "sparse": space(WITH_ZERO, PATTERNS, ranks=["1/4", "1/2", "full"], activations=["relu", "hard_swish"]),
+    "sparse": space(WITH_ZERO, PATTERNS, ranks=["1/4", "1/2", "full"], activations=["relu", "selective", "hard_swish"]),
     "dense": space(WITHOUT_ZERO, ["dense"]),
 }
 
