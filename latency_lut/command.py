@@ -114,7 +114,7 @@ def _take_command(commands: Mapping[str, Command]) -> Command | None:
 
 
 def _check_arguments() -> None:
-    """Let the argument parser's complaints be one line too."""
+    """Let the argument parser's complaints be one line too, and refuse passwords before anything is written."""
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -123,6 +123,13 @@ def _check_arguments() -> None:
     parser = get_args_parser()
     parser.__class__ = Parser
     parser.parse_args()
+    for text in sys.argv[1:]:
+        name, _, value = text.partition("=")
+        if re.search(r"://[^/@\s]*:[^/@\s]*@", value):
+            raise UserError(
+                f"{name} has a password in it, which would be written down; give the address without, and the password by the "
+                "environment or the program's own file (of PostgreSQL: PGPASSWORD or ~/.pgpass)"
+            )
 
 
 def _one_line(text: str) -> str:

@@ -9,8 +9,10 @@ from __future__ import annotations
 import importlib
 import logging
 import os
+import pickle
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -60,7 +62,7 @@ class DaskWorkers(Workers):
             raise UserError(
                 f"evaluator.address: no scheduler answers at {address} ({error}); start one: dask scheduler"
             ) from error
-        self._work = (evaluator, supernet, threads)
+        self._work = pickle.dumps((evaluator, supernet, threads))  # Dask would take a module apart into its attributes
 
     def evaluate(self, architectures: Sequence[Architecture]) -> Iterator[tuple[Architecture, Evaluation]]:
         missing = list(architectures)
@@ -108,9 +110,15 @@ def _dask() -> Any:
         raise UserError("evaluator=dask: dask.distributed is not installed; run: pip install -e '.[cluster]'") from error
 
 
-def _evaluate(work: tuple[Evaluator, Supernet, int], architecture: dict[str, Option]) -> tuple[float, float]:
-    """In a worker: accuracy and loss of an architecture."""
-    evaluator, supernet, threads = work
+@lru_cache(maxsize=1)
+def _unpacked(work: bytes) -> tuple[Evaluator, Supernet]:
+    evaluator, supernet, threads = pickle.loads(work)  # of the process that asks, over Dask's connection, which pickles itself
     torch.set_num_threads(threads)
+    return evaluator, supernet
+
+
+def _evaluate(work: bytes, architecture: dict[str, Option]) -> tuple[float, float]:
+    """In a worker: accuracy and loss of an architecture."""
+    evaluator, supernet = _unpacked(work)
     measured = evaluator.evaluate(supernet, supernet.space.architecture(architecture))
     return measured.accuracy, measured.loss

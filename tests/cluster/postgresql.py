@@ -7,6 +7,7 @@ import pwd
 import shutil
 import socket
 import subprocess
+import tempfile
 from pathlib import Path
 
 FOLDERS = ("/usr/lib/postgresql", "/usr/pgsql", "/opt/homebrew/opt/postgresql")
@@ -30,26 +31,26 @@ def _program(name: str) -> str | None:
 
 
 class Server:
-    """A server with an empty database `netwright`, where everybody on loopback is trusted.
+    """A server with an empty database `netwright`, where everybody on loopback is trusted; stopped and removed in the end."""
 
-    Args:
-        folder: of its data; made.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self) -> None:
+        self._root = Path(tempfile.mkdtemp(prefix="postgresql-"))  # pytest's own folders are closed to other users
+        self.folder = self._root / "data"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
-        folder.mkdir()
         if os.geteuid() == 0:
-            shutil.chown(folder, "postgres")
-            for parent in folder.parents[:3]:
-                if parent.stat().st_uid == 0 and parent != Path("/"):
-                    parent.chmod(parent.stat().st_mode | 0o011)
-        self._run("initdb", "--pgdata", str(folder), "--auth=trust", "--username=netwright", "--no-sync")
+            shutil.chown(self._root, "postgres")
+        self._run("initdb", "--pgdata", str(self.folder), "--auth=trust", "--username=netwright", "--no-sync")
         self.start()
         self._run("createdb", "--host=127.0.0.1", f"--port={self.port}", "--username=netwright", "netwright")
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.stop()
+        shutil.rmtree(self._root)
 
     @property
     def url(self) -> str:

@@ -79,6 +79,7 @@ def test_a_killed_worker_loses_nothing(workers: DaskWorkers, tmp_path: Path) -> 
 def test_a_run_on_dask_is_the_run_of_one_process(call: Call, finished: Path, tmp_path: Path, tiny_job: Job) -> None:
     ended = call(tmp_path, *tiny_job, "run=run", "evaluator=dask", "evaluator.workers=2")
     assert ended.status == 0, ended.err
+    assert ended.err == ""
     assert (tmp_path / "run" / "front.csv").read_bytes() == (finished / "front.csv").read_bytes()
 
 
@@ -97,5 +98,5 @@ def test_mistakes(values: dict[str, Any], words: str) -> None:
 
 def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search.dask_workers.CONNECT_S", 1)
-    with pytest.raises(UserError, match=r"no Dask scheduler answers at tcp://127\.0\.0\.1:9"):
+    with pytest.raises(UserError, match=r"no scheduler answers at tcp://127\.0\.0\.1:9"):
         DaskWorkers(None, None, address="tcp://127.0.0.1:9")  # type: ignore[arg-type]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -30,12 +32,11 @@ WORKER = Path(__file__).with_name("study_worker.py")
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def server() -> Iterator[postgresql.Server]:
     if postgresql.missing():
         pytest.skip(postgresql.missing())
-    server = postgresql.Server(tmp_path_factory.mktemp("postgresql") / "data")
-    yield server
-    server.stop()
+    with postgresql.Server() as server:
+        yield server
 
 
 @pytest.fixture
@@ -204,3 +205,46 @@ def test_a_run_by_a_shared_study_is_the_run_of_one_process(call: Call, finished:
     assert (tmp_path / "run" / "front.csv").read_bytes() == (finished / "front.csv").read_bytes()
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     assert not any(b"study.db" in content for content in written)
+
+
+@pytest.mark.parametrize("sweep", [("-m", "seed=0,1"), ()])
+def test_a_password_is_refused_and_written_nowhere(call: Call, tmp_path: Path, tiny_job: Job, sweep: tuple[str, ...]) -> None:
+    ended = call(tmp_path, *sweep, *tiny_job, "study.storage=postgresql://me:secret@127.0.0.1/name")
+    assert ended.status == 2
+    assert len(ended.err.splitlines()) == 1
+    assert "PGPASSWORD" in ended.err
+    assert "secret" not in ended.err + ended.out
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_process_that_waits_for_the_run_works_for_it(call: Call, tiny_job: Job, tmp_path: Path) -> None:
+    """The same command twice: one leads, the other evaluates; then the leader is killed, and the other ends the run."""
+    command = [sys.executable, "-m", "search", *tiny_job, "run=run", f"study.storage=sqlite:///{tmp_path / 'study.db'}"]
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2])}
+    command += ["evaluation.initial=120", "stages=[tables,supernet,predictors]"]
+    names = ("one", "two")
+    outs = [tmp_path / name for name in names]
+    processes = []
+    for out in outs:
+        with out.open("w") as file:
+            processes.append(subprocess.Popen(command, stdout=file, stderr=file, cwd=tmp_path, env=environment))
+    try:
+        until(lambda: any("evaluating for it" in out.read_text() for out in outs), 120)
+        helper = next(i for i, out in enumerate(outs) if "evaluating for it" in out.read_text())
+        until(lambda: _completed(tmp_path / "study.db") > 30, 120)
+        processes[1 - helper].kill()
+        assert processes[helper].wait(200) == 0, outs[helper].read_text()
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    assert _completed(tmp_path / "study.db") == 120
+    assert "predictors" in outs[helper].read_text()
+
+
+def _completed(database: Path) -> int:
+    if not database.exists():
+        return 0
+    with contextlib.closing(sqlite3.connect(database)) as connection, contextlib.suppress(sqlite3.OperationalError):
+        return int(connection.execute("select count(*) from trials where state = 'COMPLETE'").fetchone()[0])
+    return 0
