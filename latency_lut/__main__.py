@@ -1,10 +1,12 @@
 """`python -m latency_lut`: profile devices for a space, print what was measured and how good the latency model is.
 
-A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on measured devices.
+A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on measured devices,
+`python -m latency_lut check` whether they are still what their tables say.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +18,15 @@ from rich.table import Table
 
 from latency_lut.command import run_hydra
 from latency_lut.device import Device
+from latency_lut.drift import Drift, age_days
+from latency_lut.drift import check as check_drift
 from latency_lut.pays_report import print_report, read_tables, report_of, write_report
 from latency_lut.profile import profile
+from latency_lut.table import LatencyTable
 from spaces.errors import UserError
 from spaces.space import Space
 
+DRIFT_STATUS = 3  # 1 is a bug, 2 a user's mistake
 LEAST_NETWORKS = 8  # fewer are not enough to fit and to test the latency model
 
 
@@ -88,7 +94,44 @@ def report(config: DictConfig) -> None:
         console.print(f"{path.suffix[1:]}: {path}", soft_wrap=True)
 
 
-COMMANDS = {"report": report}
+def check(config: DictConfig) -> None:
+    """Tell whether the devices of the configuration still cost what their tables say.
+
+    Raises:
+        SystemExit: with status 3 when one of them does not.
+    """
+    if not config.get("devices"):
+        raise UserError("no device; give one, for example device=x86")
+    console, drifted = Console(), False
+    for device in (instantiate(entry) for entry in config.devices.values()):
+        path = Path(config.tables) / f"{device.name}.parquet"
+        table = LatencyTable.load(path)
+        drift = check_drift(table, device, pairs=config.check.pairs, tolerance=config.check.tolerance, seed=config.seed)
+        if drift.moved:
+            console.print(_moved_entries(device.name, drift))
+        age = f"{age_days(table):.1f} days old"
+        verdict = f"has drifted; measure again: delete it and run: python -m latency_lut device={device.name}"
+        console.print(f"{path}, {age}: {verdict if drift.drifted else 'still holds'}", soft_wrap=True)
+        for sentence in drift.sentences():
+            console.print(f"  {sentence}", soft_wrap=True, highlight=False, markup=False)
+        drifted = drifted or drift.drifted
+    if drifted:
+        sys.exit(DRIFT_STATUS)
+
+
+def _moved_entries(name: str, drift: Drift) -> Table:
+    entries = Table(title=f"{name}: entries that moved")
+    entries.add_column("layer")
+    entries.add_column("lowering")
+    for column in ("table, us", "now, us", "change"):
+        entries.add_column(column, justify="right")
+    for pair in drift.moved:
+        spec, lowering = pair.pair
+        entries.add_row(str(spec), lowering, f"{pair.was_us:.1f}", f"{pair.now_us:.1f}", f"{pair.factor - 1:+.1%}")
+    return entries
+
+
+COMMANDS = {"report": report, "check": check}
 
 
 if __name__ == "__main__":

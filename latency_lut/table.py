@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -27,6 +27,7 @@ from spaces.errors import UserError
 from spaces.files import write_atomically
 from spaces.layers import LayerSpec
 from spaces.space import Space
+from spaces.sparsity import as_shipped
 
 SCHEMA_VERSION = 2
 UNIT = "us"
@@ -56,7 +57,7 @@ _SCHEMA = pa.schema(
 def pair_key(spec: LayerSpec, lowering: str) -> Pair:
     """The key under which a layer's lowering is measured: the layer that runs the same kernels on tensors of the same sizes."""
     entry = LOWERINGS[lowering]
-    return entry.runs_as(spec), entry.measured_as
+    return entry.runs_as(replace(spec, sparsity=as_shipped(spec.sparsity))), entry.measured_as
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from spaces.choice import Option
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT_BITS
 from spaces.space import Space
+from spaces.sparsity import as_shipped
 
 FIELDS = {
     "precision": "precision",
@@ -187,7 +188,7 @@ def _value(spec: LayerSpec, name: str) -> Any:
     """What a field says in terms that mean the same in layers of all shapes."""
     if name == "rank":
         return rank_share(spec)
-    return getattr(spec, name)
+    return as_shipped(spec.sparsity) if name == "sparsity" else getattr(spec, name)
 
 
 def _default(name: str) -> Any:

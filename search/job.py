@@ -45,7 +45,13 @@ RELAXED_FOLDER = "relaxed"
 
 @dataclass(frozen=True)
 class ProfileSettings:
-    """How tables are measured, see `latency_lut.profile.profile`. `tables`: folder with finished tables to start from."""
+    """How tables are measured, see `latency_lut.profile.profile`.
+
+    `tables`: folder with finished tables to start from. `recheck_days`: older tables are checked for drift; `None`: none are.
+
+    Raises:
+        ValueError: `recheck_days` is no number of days.
+    """
 
     tables: str | None
     max_pairs: int
@@ -53,6 +59,12 @@ class ProfileSettings:
     rounds: int
     visit_s: float
     held_out: int
+    recheck_days: float | None = None
+
+    def __post_init__(self) -> None:
+        days = self.recheck_days
+        if days is not None and (isinstance(days, bool) or not isinstance(days, (int, float)) or not days >= 0):
+            raise ValueError(f"recheck_days is {days!r}; allowed are days from 0, or null for no check")
 
 
 @dataclass(frozen=True)

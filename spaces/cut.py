@@ -8,10 +8,15 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 ROW_BLOCKS, ROWS, COLUMN_BLOCKS, COLUMNS, POSITIONS = range(5)
-TOURNAMENT_UNITS = 16  # up to so many units in a set, comparing all pairs is faster than topk
+PAIRED_UNITS = 8  # up to so many units in a set, comparing all pairs is faster than a partition
+
+Bits = NDArray[np.int32]
+Bools = NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -56,21 +61,27 @@ def _largest(scores: torch.Tensor, kept: int) -> torch.Tensor:
 
     Float32 numbers that are not negative order as their bits do, read as integers. Among those NaN is an ordinary number.
     """
-    units = scores.shape[-1]
     bits = scores.contiguous().view(torch.int32)
-    if units <= TOURNAMENT_UNITS:
-        return _tournament(bits.movedim(-1, 0).contiguous(), kept).movedim(0, -1)
+    if bits.is_cpu:
+        sets = bits.numpy().reshape(-1, bits.shape[-1])
+        keep = _by_pairs(sets, kept) if sets.shape[1] <= PAIRED_UNITS else sets >= _smallest_kept(sets, kept)
+        # No set keeps too few. When all together keep as many as wanted, none keeps too many: no choice between equals.
+        if np.count_nonzero(keep) == len(sets) * kept:
+            return torch.from_numpy(keep).view(bits.shape)
     # With the position in the lower half no two keys are equal, and the choice of topk is unique and reproducible.
-    keys = (bits.long() << 32) | torch.arange(units - 1, -1, -1, device=bits.device)
-    keep = torch.zeros(keys.shape, dtype=torch.bool, device=bits.device)
-    return keep.scatter_(-1, keys.topk(kept, dim=-1, sorted=False).indices, True)
+    keys = (bits.long() << 32) | torch.arange(bits.shape[-1] - 1, -1, -1, device=bits.device)
+    chosen = torch.zeros(keys.shape, dtype=torch.bool, device=bits.device)
+    return chosen.scatter_(-1, keys.topk(kept, dim=-1, sorted=False).indices, True)
 
 
-def _tournament(bits: torch.Tensor, kept: int) -> torch.Tensor:
-    """The `kept` largest along the first axis: each unit's rank is the number of pairs that it loses, all pairs compared."""
-    rank = torch.zeros(bits.shape, dtype=torch.uint8, device=bits.device)
-    for distance in range(1, len(bits)):
-        first_wins = bits[:-distance] >= bits[distance:]
-        rank[distance:] += first_wins
-        rank[:-distance] += ~first_wins
-    return rank < kept
+def _by_pairs(sets: Bits, kept: int) -> Bools:
+    """Which of `(sets, units)` fewer than `kept` of their set exceed. With the units first, long rows are compared."""
+    units = np.ascontiguousarray(sets.T)
+    exceeds = (units[:, None] > units).view(np.uint8)
+    return np.ascontiguousarray((exceeds.sum(0, dtype=np.uint8) < kept).T)
+
+
+def _smallest_kept(sets: Bits, kept: int) -> Bits:
+    """The `kept`-th largest of each set, `(sets, 1)`; numpy has it up to six times as fast as torch's kthvalue and topk."""
+    place = sets.shape[1] - kept
+    return np.partition(sets, place, axis=1)[:, place : place + 1]

@@ -24,7 +24,7 @@ from spaces.low_rank import factors_of
 from spaces.plain import Factors, PlainLayer, enter_layer, finish_layer, plain_operator
 from spaces.quantizers import EncodedWeight, quantize_to_own_range
 from spaces.tokens import LayerNorm, SelfAttention, layer_norm, self_attention
-from spaces.weights import ElasticWeight, Estimators
+from spaces.weights import ElasticWeight, Estimators, sliced
 
 
 @dataclass(frozen=True)
@@ -34,11 +34,13 @@ class LayerOptions:
     Args:
         precisions: those that occur; others work too unless their quantizers learn something.
         max_rank: the largest rank that occurs; 0: none.
+        selective: whether masks are chosen for the activations (`spaces.selective`).
         estimators: how sparse and quantized weights are trained.
     """
 
     precisions: tuple[str, ...] = ()
     max_rank: int = 0
+    selective: bool = False
     estimators: Estimators = field(default_factory=Estimators)
 
 
@@ -108,7 +110,7 @@ class _WeightedLayer(ElasticLayer):
             self.factors = nn.ModuleList([self._elastic(v) for v in factors_of(values, self.options.max_rank)])
 
     def _elastic(self, values: torch.Tensor) -> ElasticWeight:
-        return ElasticWeight(values, self.options.precisions, self.options.estimators)
+        return ElasticWeight(values, self.options.precisions, self.options.estimators, self.options.selective)
 
     def weights_of(self, spec: LayerSpec) -> list[tuple[ElasticWeight, tuple[int, ...]]]:
         if not spec.rank:
@@ -170,8 +172,8 @@ class ElasticConv2d(_WeightedLayer):
         self.norm_bias = nn.Parameter(torch.zeros(spec.out_channels))
 
     def arithmetic(self, spec: LayerSpec, x: torch.Tensor) -> torch.Tensor:
-        y, out = self.multiplied(spec, x), spec.out_channels
-        return F.batch_norm(y, None, None, self.norm_weight[:out], self.norm_bias[:out], training=True)
+        y, out = self.multiplied(spec, x), (spec.out_channels,)
+        return F.batch_norm(y, None, None, sliced(self.norm_weight, out), sliced(self.norm_bias, out), training=True)
 
     def extract(self, spec: LayerSpec) -> PlainLayer:
         norm = nn.BatchNorm2d(spec.out_channels, device=self.norm_weight.device)
@@ -193,7 +195,7 @@ class ElasticLinear(_WeightedLayer):
         self.bias = nn.Parameter(torch.zeros(spec.out_channels))
 
     def arithmetic(self, spec: LayerSpec, x: torch.Tensor) -> torch.Tensor:
-        return self.multiplied(spec, x, self.bias[: spec.out_channels])
+        return self.multiplied(spec, x, sliced(self.bias, (spec.out_channels,)))
 
     def extract(self, spec: LayerSpec) -> PlainLayer:
         arithmetic, codes = self.plain(spec, self.bias[: spec.out_channels])
@@ -221,7 +223,8 @@ class ElasticLayerNorm(ElasticLayer):
         self.bias = nn.Parameter(torch.zeros(spec.out_channels))
 
     def arithmetic(self, spec: LayerSpec, x: torch.Tensor) -> torch.Tensor:
-        return layer_norm(x, self.weight[: spec.out_channels], self.bias[: spec.out_channels])
+        out = (spec.out_channels,)
+        return layer_norm(x, sliced(self.weight, out), sliced(self.bias, out))
 
     def extract(self, spec: LayerSpec) -> PlainLayer:
         return PlainLayer(spec, LayerNorm(self.weight[: spec.out_channels], self.bias[: spec.out_channels]))

@@ -154,6 +154,8 @@ class Entangled:
                     raise cannot(choice, option, f"it changes the {field} of {node.name}")
                 if field == "out_channels" and node.spec.operator in ("attention", "layer_norm"):
                     raise cannot(choice, option, f"{node.name} computes over all channels together")
+                if field == "out_channels" and theirs > ours:
+                    raise cannot(choice, option, f"{node.name} is wider then than in the largest network")
                 changed.add((node.name, field))
         return changed
 

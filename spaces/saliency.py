@@ -28,13 +28,22 @@ class Saliency(Protocol):
 
 
 SALIENCIES: dict[str, Saliency] = {}
+BY_WEIGHT_ALONE: set[str] = set()
 
 
-def saliency(name: str) -> Callable[[Saliency], Saliency]:
-    """Register a saliency."""
+def saliency(name: str, by_weight_alone: bool = False) -> Callable[[Saliency], Saliency]:
+    """Register a saliency.
+
+    Args:
+        name: in configurations.
+        by_weight_alone: it needs no gradient, so that networks of one step, which add to gradients but change no weight, can
+            share their masks.
+    """
 
     def register(function: Saliency) -> Saliency:
         SALIENCIES[name] = function
+        if by_weight_alone:
+            BY_WEIGHT_ALONE.add(name)
         return function
 
     return register
@@ -51,7 +60,7 @@ def saliency_of(name: str) -> Saliency:
     return SALIENCIES[name]
 
 
-@saliency("magnitude")
+@saliency("magnitude", by_weight_alone=True)
 def magnitude(weight: torch.Tensor, gradient: torch.Tensor | None = None, seed: int = 0) -> torch.Tensor:
     """|w|; added up over a unit it is the L1 norm. A masked weight keeps its mask."""
     return weight.detach().abs()
@@ -74,7 +83,7 @@ def taylor(weight: torch.Tensor, gradient: torch.Tensor | None = None, seed: int
     return (weight.detach() * gradient.detach()).abs()
 
 
-@saliency("random")
+@saliency("random", by_weight_alone=True)
 def random(weight: torch.Tensor, gradient: torch.Tensor | None = None, seed: int = 0) -> torch.Tensor:
     """Random numbers fixed by the seed and the shape: the neutral baseline of Random Pruning (arXiv:2202.02643).
 

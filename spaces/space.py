@@ -20,14 +20,25 @@ class Space(ABC):
 
     A subclass sets `name` and `choices` (a parent before the choices that depend on it) and defines `network`. Everything
     else follows: sampling, counting, features for predictors, tables' keys, the supernet and the exported graph.
+
+    Attributes:
+        selective: whether networks have masks that are chosen for the activations (`spaces.selective`).
     """
 
     name: str
     choices: tuple[Choice, ...]
+    selective: bool = False
 
     @abstractmethod
     def network(self, architecture: Architecture) -> Network:
         """The layers of an architecture. This is the only place that walks a network's shapes."""
+
+    def stored_network(self) -> Network:
+        """The layers of the largest architecture, each in the largest form that any architecture has of it.
+
+        What a supernet stores. A space in which another architecture has a wider layer than the largest says so here.
+        """
+        return self.network(self.largest())
 
     def layers(self, architecture: Architecture) -> tuple[LayerSpec, ...]:
         """The layer specifications of an architecture, in the order in which they run."""

@@ -7,6 +7,7 @@ A sparsity is written as text: an option of a choice, a field of a `LayerSpec` a
     2:4  1:4  4:8    so many of so many consecutive inputs, of every output and kernel position (quote them in YAML: '2:4')
     block4x1@1/2     blocks of 4 outputs and 1 input, of every kernel position; each row of blocks keeps equally many
     unstructured@1/4 the largest of the whole weight
+    2:4+selective    any of these, with the last of the removed weights chosen for the activations (`spaces.selective`)
 
 A pattern is declared with `@pattern` and says only how it cuts a weight into sets of units (`spaces.cut`); masks and counts
 follow from that. In every set the most salient units stay, between equals the first. So how many weights stay depends on the
@@ -27,6 +28,7 @@ import torch
 
 from spaces.cut import COLUMN_BLOCKS, COLUMNS, POSITIONS, ROWS, Cut
 from spaces.errors import UserError
+from spaces.selective import removed_last, selective_saliency
 
 DENSE = "dense"
 GROUP_BLOCKS = 2
@@ -34,6 +36,7 @@ GROUP_BLOCKS = 2
 _TEXT = re.compile(
     r"(?P<n>[0-9]+):(?P<m>[0-9]+)|(?P<name>[a-z]+(?:_[a-z]+)*)(?P<sizes>[0-9]+(?:x[0-9]+)*)?@(?P<share>[0-9./]+)"
 )
+_SELECTIVE = "+selective"
 
 
 @dataclass(frozen=True)
@@ -45,12 +48,14 @@ class Sparsity:
         pattern: `dense` or a name in `PATTERNS`.
         kept: share of the weights that stay.
         sizes: the numbers in the pattern: (n, m) of `n:m`, (outputs, inputs) of a block, else none.
+        selective: whether the last of the removed weights are chosen for the activations.
     """
 
     text: str = field(compare=False)
     pattern: str
     kept: Fraction
     sizes: tuple[int, ...] = ()
+    selective: bool = False
 
     def with_share(self, kept: Fraction) -> Sparsity:
         """The same pattern with another share, up to 1; `n:m` takes the next larger n that is possible.
@@ -65,8 +70,12 @@ class Sparsity:
         if self.pattern == "n:m":
             m = self.sizes[1]
             n = math.ceil(kept * m)
-            return Sparsity(f"{n}:{m}", self.pattern, Fraction(n, m), (n, m))
-        return replace(self, text=f"{self.text.partition('@')[0]}@{kept}", kept=kept)
+            return Sparsity(f"{n}:{m}{self._ending}", self.pattern, Fraction(n, m), (n, m), self.selective)
+        return replace(self, text=f"{self.text.partition('@')[0]}@{kept}{self._ending}", kept=kept)
+
+    @property
+    def _ending(self) -> str:
+        return _SELECTIVE if self.selective else ""
 
 
 @dataclass(frozen=True)
@@ -104,18 +113,34 @@ def parse(text: str) -> Sparsity:
     """
     if text == DENSE:
         return Sparsity(DENSE, DENSE, Fraction(1))
+    plain = text.removesuffix(_SELECTIVE)
     try:
-        name, sizes, kept = _parts(text)
+        name, sizes, kept = _parts(plain)
         known = name in PATTERNS and len(sizes) == len(_parts(PATTERNS[name].example)[1])
     except (ValueError, ZeroDivisionError):
         known = False
     if not known or min(sizes, default=1) < 1 or not 0 < kept < 1:
         examples = ", ".join(p.example for p in PATTERNS.values())
         raise UserError(f"sparsity {text!r}; allowed are {DENSE} and, with a share between 0 and 1, such as {examples}")
-    return Sparsity(text, name, kept, sizes)
+    return Sparsity(text, name, kept, sizes, plain != text)
 
 
-def mask(weight: torch.Tensor, sparsity: str | Sparsity, saliency: torch.Tensor | None = None) -> torch.Tensor | None:
+def selective(text: str) -> str:
+    """The same sparsity with the last of the removed weights chosen for the activations; dense stays dense."""
+    return text if text == DENSE or text.endswith(_SELECTIVE) else text + _SELECTIVE
+
+
+def as_shipped(text: str) -> str:
+    """The sparsity without the rule that chose the mask, which a deployed layer does not know."""
+    return text.removesuffix(_SELECTIVE)
+
+
+def mask(
+    weight: torch.Tensor,
+    sparsity: str | Sparsity,
+    saliency: torch.Tensor | None = None,
+    start: torch.Tensor | None = None,
+) -> torch.Tensor | None:
     """Mask (0 or 1, shape and type of `weight`, no gradient) of a sparsity, `None` for dense.
 
     Args:
@@ -123,6 +148,7 @@ def mask(weight: torch.Tensor, sparsity: str | Sparsity, saliency: torch.Tensor 
         sparsity: see `parse`.
         saliency: how much each weight matters, not negative, of the weight's shape; its magnitude when left out. Compared in
             float32.
+        start: the weight when its training began, of its shape; zeros when left out. Used where the sparsity is selective.
 
     Raises:
         UserError: the pattern does not divide the channels.
@@ -134,7 +160,11 @@ def mask(weight: torch.Tensor, sparsity: str | Sparsity, saliency: torch.Tensor 
     if saliency is not None and saliency.shape != weight.shape:
         raise ValueError(f"saliency of shape {tuple(saliency.shape)} for a weight of shape {tuple(weight.shape)}")
     cut = _cut(wanted.pattern, wanted.sizes, tuple(weight.shape))
-    keep = cut.kept_units(weight.detach().abs() if saliency is None else saliency, _share_of(cut.units_per_set, wanted.kept))
+    scores, kept = weight.detach().abs() if saliency is None else saliency, _share_of(cut.units_per_set, wanted.kept)
+    if wanted.selective:
+        earlier = cut.kept_units(scores, kept + removed_last(cut.units_per_set - kept))
+        scores = selective_saliency(weight, start).reshape(cut.shape) * earlier
+    keep = cut.kept_units(scores, kept)
     return keep.to(weight.dtype).expand(cut.shape).reshape(weight.shape)
 
 

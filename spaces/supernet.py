@@ -7,7 +7,8 @@ layer's name finds its elastic weights. So any space that walks is trainable, an
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -64,13 +65,14 @@ class Supernet(nn.Module):
         self.macs_done = 0
         self._walk = lru_cache(REMEMBERED_NETWORKS)(space.network)
         self._network = space.network(space.largest())
-        self.layers = nn.ModuleDict({module_key(node.name): self._layer(node) for node in self._network.nodes})
+        self.layers = nn.ModuleDict({module_key(node.name): self._layer(node) for node in space.stored_network().nodes})
 
     def _layer(self, node: Node) -> ElasticLayer:
         options = {kind: self._options(node.name, kind) for kind in ("precision", "rank")}
         ranks = [rank_of(text, node.spec.full_rank) for text in options["rank"]]
+        selective = self.space.selective and bool(self._options(node.name, "sparsity"))
         return OPERATORS[node.spec.operator](
-            node.spec, LayerOptions(options["precision"], max(ranks, default=0), self.estimators)
+            node.spec, LayerOptions(options["precision"], max(ranks, default=0), selective, self.estimators)
         )
 
     def _options(self, layer: str, kind: str) -> tuple[str, ...]:
@@ -87,6 +89,22 @@ class Supernet(nn.Module):
         for module in self.modules():
             if isinstance(module, WeightQuantizer):
                 module.progress = step / steps
+
+    @contextmanager
+    def remember_masks(self) -> Iterator[None]:
+        """A context in which networks that sparsify the same part of a weight in the same way share one mask.
+
+        For the forward and backward passes of one step, whose networks all see the same weights; a weight that does change gets
+        new masks (`ElasticWeight.remember_masks`). Masks are forgotten at the end.
+        """
+        weights = [module for module in self.modules() if isinstance(module, ElasticWeight)]
+        for weight in weights:
+            weight.remember_masks(True)
+        try:
+            yield
+        finally:
+            for weight in weights:
+                weight.remember_masks(False)
 
     def before_step(self) -> None:
         """To be called after the backward passes of a step, before the optimizer's step."""
@@ -154,3 +172,10 @@ def check_estimators(estimators: Estimators, space: Space) -> None:
         together = [str(o) for o in choice.options if parse(str(o)).pattern not in ("dense", "unstructured", "n:m")]
         if masks.single_weights and together:
             raise UserError(f"mask training {name} prunes single weights; {choice.name} has {together[0]}; allowed is e.g. 2:4")
+    if masks.one_sparsity:
+        pairs = zip(space.network(space.largest()).nodes, space.stored_network().nodes, strict=True)
+        if any(node.spec.weight_shape != stored.spec.weight_shape for node, stored in pairs):
+            raise UserError(
+                f"mask training {name} trains weights as a whole, and some networks of the space are wider than the largest; "
+                "give one inner width: space.hidden=[plain]"
+            )

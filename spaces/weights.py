@@ -9,9 +9,11 @@ supernet, in `Estimators`, and never by a layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from fractions import Fraction
 from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -20,8 +22,8 @@ from spaces.layers import LayerSpec
 from spaces.mask_training import MaskTraining
 from spaces.precision import parse_precision
 from spaces.quantizers import EncodedWeight, QuantizerSettings, WeightQuantizer, quantizer_of
-from spaces.saliency import saliency_of
-from spaces.sparsity import mask, parse
+from spaces.saliency import BY_WEIGHT_ALONE, saliency_of
+from spaces.sparsity import Sparsity, as_shipped, mask, parse
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,17 @@ class Estimators:
         saliency_of(self.saliency)
 
 
+Made = TypeVar("Made")
+
+
+@dataclass
+class _Remembered:
+    """What was made of a stored weight, by use, while it was at this version."""
+
+    version: int
+    made: dict[Hashable, Any] = field(default_factory=dict)
+
+
 class ElasticWeight(nn.Module):
     """One stored weight and every smaller, sparser and coarser form of it.
 
@@ -50,12 +63,23 @@ class ElasticWeight(nn.Module):
         values: the largest form, `(out, in, ...)`.
         precisions: those in which it is going to be used; what their quantizers learn is allocated here.
         estimators: how it is trained.
+        selective: whether masks are chosen for the activations: then it remembers how it began.
     """
 
-    def __init__(self, values: torch.Tensor, precisions: Iterable[str] = (), estimators: Estimators | None = None) -> None:
+    start: torch.Tensor | None
+
+    def __init__(
+        self,
+        values: torch.Tensor,
+        precisions: Iterable[str] = (),
+        estimators: Estimators | None = None,
+        selective: bool = False,
+    ) -> None:
         super().__init__()
         self.values = nn.Parameter(values)
         self.estimators = estimators or Estimators()
+        self.register_buffer("start", values.detach().clone() if selective else None)
+        self._remembered: _Remembered | None = None
         self.quantizers = nn.ModuleDict()
         for text in precisions:
             self._quantizer(text)
@@ -72,10 +96,14 @@ class ElasticWeight(nn.Module):
 
     def masked(self, shape: tuple[int, ...], sparsity: str) -> torch.Tensor:
         """The sliced weight with its mask, before it is quantized."""
-        return self.with_mask(sliced(self.values, shape), sparsity)
+        weight = sliced(self.values, shape)
+        if sparsity == "dense":
+            return weight
+        keep = self._once(("mask", shape, sparsity), partial(self._mask, weight, sparsity), parse(sparsity).kept)
+        return self.estimators.masks.apply(weight, keep)
 
     def with_mask(self, weight: torch.Tensor, sparsity: str) -> torch.Tensor:
-        """A sliced weight with its mask."""
+        """A weight that was made of the sliced one, with its mask."""
         return weight if sparsity == "dense" else self.estimators.masks.apply(weight, self._mask(weight, sparsity))
 
     def on_grid(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
@@ -87,7 +115,7 @@ class ElasticWeight(nn.Module):
         """A copy of the weight as it ships, and its codes when it is quantized; what a mask removes is 0 here."""
         with torch.no_grad():
             weight = sliced(self.values, shape)
-            keep = mask(weight, sparsity, self._saliency(weight))
+            keep = mask(weight, sparsity, self._saliency(weight), self._start(weight, parse(sparsity)))
             weight = weight.clone() if keep is None else weight * keep
             quantizer = self._quantizer(precision)
             if quantizer is None:
@@ -98,7 +126,9 @@ class ElasticWeight(nn.Module):
         """The weight that carries the gradient to the input, where that is another than the forward's."""
         if sparsity == "dense":
             return None
-        return self.estimators.masks.backward_weight(sliced(self.values, shape), partial(self._mask, sparsity=sparsity))
+        along_outputs = partial(self._mask, sparsity=as_shipped(sparsity))  # whose activations: an output's, not an input's
+        make = partial(self.estimators.masks.backward_weight, sliced(self.values, shape), along_outputs)
+        return self._once(("backward", shape, sparsity), make, parse(sparsity).kept)
 
     def before_step(self, shape: tuple[int, ...], sparsity: str) -> None:
         """What the mask training does to gradients before an optimizer step; to those of a layer at full size only."""
@@ -110,12 +140,37 @@ class ElasticWeight(nn.Module):
         if sparsity != "dense" and shape == self.values.shape:
             self.estimators.masks.after_step(self.values, partial(self._mask, sparsity=sparsity))
 
+    def remember_masks(self, remember: bool) -> None:
+        """From here on compute a mask once for all networks that use it; or no longer.
+
+        To be ended before an optimizer's step: a change of the stored weight that autograd counts gives new masks, but fused
+        optimizers and `.data` go uncounted. A saliency that needs gradients gives each network a mask of its own.
+        """
+        shared = remember and self.estimators.saliency in BY_WEIGHT_ALONE
+        self._remembered = _Remembered(self.values._version) if shared else None
+
+    def _once(self, use: tuple[Hashable, ...], make: Callable[[], Made], kept: Fraction) -> Made:
+        """What `make` gives, or gave for the same use and share of the same weight."""
+        if self._remembered is None:
+            return make()
+        if self._remembered.version != self.values._version:
+            self._remembered = _Remembered(self.values._version)
+        made, key = self._remembered.made, (*use, self.estimators.masks.share(kept))
+        if key not in made:
+            made[key] = make()
+        found: Made = made[key]
+        return found
+
     def _mask(self, weight: torch.Tensor, sparsity: str) -> torch.Tensor:
         """The mask at the share that is in use now, all ones when that is everything."""
         wanted = parse(sparsity)
         now = self.estimators.masks.share(wanted.kept)
-        keep = mask(weight, wanted if now == wanted.kept else wanted.with_share(now), self._saliency(weight))
+        wanted = wanted if now == wanted.kept else wanted.with_share(now)
+        keep = mask(weight, wanted, self._saliency(weight), self._start(weight, wanted))
         return torch.ones_like(weight) if keep is None else keep
+
+    def _start(self, weight: torch.Tensor, sparsity: Sparsity) -> torch.Tensor | None:
+        return sliced(self.start, tuple(weight.shape)) if sparsity.selective and self.start is not None else None
 
     def _saliency(self, weight: torch.Tensor) -> torch.Tensor | None:
         if self.estimators.saliency == "magnitude":
@@ -140,14 +195,21 @@ class ElasticWeight(nn.Module):
 
 
 def sliced(weight: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor:
-    """First outputs and inputs, centre of the kernel."""
-    out_channels, in_channels, *kernel = shape
-    if weight.shape[:2] != (out_channels, in_channels):
-        weight = weight[:out_channels, :in_channels]
-    if kernel and kernel[0] != weight.shape[-1]:
-        border = (weight.shape[-1] - kernel[0]) // 2
-        weight = weight[:, :, border : border + kernel[0], border : border + kernel[0]]
-    return weight
+    """First outputs and inputs, centre of the kernel; the tensor itself where that is all of it.
+
+    One view, since each has a gradient of its own to fill with zeros.
+
+    Args:
+        weight: `(out, in, ...)` or, of a norm or bias, `(out,)`.
+        shape: of as many dimensions, nowhere larger.
+    """
+    if weight.shape == shape:
+        return weight
+    strides = weight.stride()
+    start = weight.storage_offset()
+    for largest, size, stride in zip(weight.shape[2:], shape[2:], strides[2:], strict=True):
+        start += (largest - size) // 2 * stride
+    return weight.as_strided(shape, strides, start)
 
 
 def effective_weight(values: torch.Tensor, spec: LayerSpec) -> torch.Tensor:

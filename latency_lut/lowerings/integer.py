@@ -16,10 +16,8 @@ from latency_lut.lowerings.floating import has_groups
 from latency_lut.lowerings.nodes import bias_of, encoded_weight, flat, gathered, kept_columns, operator, weight_of
 from spaces.layers import LayerSpec
 from spaces.quantizers import EncodedWeight, activation_grid
+from spaces.quantizers.integer_layer import fine_levels, with_bias
 from spaces.sparsity import GROUP_BLOCKS
-
-BIAS_LEVELS = 2.0**29
-FINE_LEVELS = 64
 
 
 def _as_w8a8(spec: LayerSpec) -> LayerSpec:
@@ -51,11 +49,7 @@ def gather_groups_qdq(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x
 
 
 def levels_of(spec: LayerSpec, weight: np.ndarray, encoded: EncodedWeight | None) -> tuple[np.ndarray, np.ndarray]:
-    """Levels (int8, shape of `weight`) and scales `(out,)` of a weight.
-
-    Levels of few bits are multiplied up: the product of the scales of input and weight is the step of the bias, which would be
-    as coarse as the weights are. Up to 64 in magnitude, two products with bytes fit into the 16 bits of x86 kernels that have
-    no VNNI.
+    """Levels (int8, shape of `weight`) and scales `(out,)` of a weight; see `fine_levels`.
 
     Raises:
         ValueError: the weight has no integer levels.
@@ -63,18 +57,13 @@ def levels_of(spec: LayerSpec, weight: np.ndarray, encoded: EncodedWeight | None
     found = encoded_weight(spec, weight, encoded)
     if found is None or found.codebook is not None:
         raise ValueError(f"the weights of {spec} have no integer levels")
-    scales = np.broadcast_to(found.scales.numpy().astype(np.float32).reshape(-1), len(weight))
-    finer = max(1, FINE_LEVELS // max(1, int(found.codes.abs().max())))
-    return found.codes.numpy().astype(np.int8) * np.int8(finer), np.ascontiguousarray(scales / np.float32(finer))
+    return fine_levels(found)
 
 
 def integer_weights(
     g: GraphBuilder, x: Tensor, levels: np.ndarray, scales: np.ndarray, bias: np.ndarray | None, name: str = ""
 ) -> tuple[ir.Value, ir.Value | None]:
     """Weight and bias as integers with their DequantizeLinear nodes.
-
-    A bias is a 32-bit level of scale(input) * scale(weight). Where batch norm has all but switched a channel off, its bias
-    would not fit: then the weight's grid is widened, which costs that channel's tiny weights nothing that matters.
 
     Raises:
         ValueError: the input is not quantized.
@@ -83,12 +72,8 @@ def integer_weights(
         return _dequantized(g, f"{name}weight", levels, scales), None
     if x.scale is None or x.scale.const_value is None:
         raise ValueError("an integer layer needs a quantized input")
-    input_scale = x.scale.const_value.numpy()
-    widened = np.maximum(scales, np.abs(bias) / (input_scale * BIAS_LEVELS)).astype(np.float32)
-    levels = np.rint(levels * (scales / widened).reshape(-1, *[1] * (levels.ndim - 1))).astype(np.int8)
-    bias_scales = widened * input_scale
-    bias_levels = np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32)
-    return _dequantized(g, f"{name}weight", levels, widened), _dequantized(g, f"{name}bias", bias_levels, bias_scales)
+    levels, scales, bias_levels, bias_scales = with_bias(levels, scales, bias, np.float32(x.scale.const_value.numpy()))
+    return _dequantized(g, f"{name}weight", levels, scales), _dequantized(g, f"{name}bias", bias_levels, bias_scales)
 
 
 def quantized_input(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from latency_lut.lowerings.torch_layers import LARGEST_BYTE, Grid, to_dtype, tor
 from spaces.layers import LayerSpec
 from spaces.precision import PER_CHANNEL
 from spaces.quantizers import LARGEST_FLOAT8, SMALLEST_SCALE, EncodedWeight
+from spaces.sparsity import as_shipped
 
 SIGN_BIT = 128
 LEAST_ROWS, BYTES_MULTIPLE = 17, 8  # of torch._int_mm on GPUs
@@ -299,7 +300,7 @@ def _register_2_4(half: str) -> None:
 
     torch_lowering(
         f"torch_2_4_{half}",
-        lambda spec: computes_in_floats(spec) and spec.sparsity == "2:4" and spec.groups == 1,
+        lambda spec: computes_in_floats(spec) and as_shipped(spec.sparsity) == "2:4" and spec.groups == 1,
         lambda spec: replace(spec, precision="fp32"),
         runs_on=lambda description: description.get("half") == half and has_capability(description, *SPARSE_CAPABILITIES),
         rounds=True,

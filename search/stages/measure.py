@@ -7,6 +7,8 @@ import math
 from dataclasses import asdict
 from pathlib import Path
 
+from latency_lut.device import Device
+from latency_lut.drift import age_days, check
 from latency_lut.profile import profile
 from latency_lut.table import STATISTIC, LatencyTable
 from predictors.latency import LatencyPredictor
@@ -42,6 +44,21 @@ def print_choices(job: Job) -> None:
         job.progress.say(f"  {choice.name:<32} {', '.join(map(str, choice.options))}{condition}")
 
 
+def recheck(job: Job, device: Device) -> None:
+    """Tell whether a table that was measured some time ago still holds. The run goes on: its winners are timed anew."""
+    days, path = job.profile.recheck_days, job.table_path(device)
+    if days is None or not path.exists():
+        return
+    table = LatencyTable.load(path)
+    table.check(job.space, device)
+    age = age_days(table)
+    if age <= days or not table.entries:
+        return
+    drift = check(table, device, seed=job.seed)
+    verdict = f"has drifted; delete {path} to measure again" if drift.drifted else "still holds"
+    job.progress.say(f"  {device.name}: the table is {age:.0f} days old and {verdict}: {'; '.join(drift.sentences())}")
+
+
 def measure_tables(job: Job) -> Facts:
     """Measure the table of every device, or take one that was measured before."""
     facts: Facts = {"devices": {}}
@@ -52,6 +69,7 @@ def measure_tables(job: Job) -> Facts:
             given = Path(job.profile.tables) / path.name
             LatencyTable.load(given).check(job.space, device)
             write_atomically(path, given.read_bytes())
+        recheck(job, device)
         settings = {k: v for k, v in asdict(job.profile).items() if k in ("max_pairs", "networks", "rounds", "visit_s")}
         table, stats = profile(job.space, device, path, seed=job.seed, on_progress=job.progress.advance, **settings)
         quality = LatencyPredictor.fit(table, job.space, job.profile.held_out, job.seed).quality

@@ -147,19 +147,20 @@ class SupernetTraining(pl.LightningModule):
         for group, peak in zip(optimizer.param_groups, self._peaks, strict=True):
             group["lr"] = peak * rate_factor(self.schedule, index, steps)
         optimizer.zero_grad()
-        losses = self.strategy.backward(
-            Step(
-                supernet=self.supernet,
-                images=images,
-                labels=labels,
-                index=index,
-                steps=steps,
-                rng=rng,
-                distillation=self.distillation,
-                smoothing=self.label_smoothing,
-                backward=self.manual_backward,
+        with self.supernet.remember_masks():
+            losses = self.strategy.backward(
+                Step(
+                    supernet=self.supernet,
+                    images=images,
+                    labels=labels,
+                    index=index,
+                    steps=steps,
+                    rng=rng,
+                    distillation=self.distillation,
+                    smoothing=self.label_smoothing,
+                    backward=self.manual_backward,
+                )
             )
-        )
         average_gradients(self.parameters())
         self.supernet.before_step()
         optimizer.step()

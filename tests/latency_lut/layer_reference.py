@@ -88,7 +88,7 @@ def formats() -> list[LayerSpec]:
         replace(conv, activation="hard_swish", precision=p, input_bits=b, output_bits=b, skip_bits=s)
         for (p, b), s in itertools.product((("fp32", 32), ("w8a8", 8), ("fp32", 8)), (0, 32))
     ]
-    return [*found, *(replace(conv, sparsity=s) for s in ("1:4", "block3x2@1/2", "unstructured@1/4"))]
+    return [*found, *(replace(conv, sparsity=s) for s in ("1:4", "2:4+selective", "block3x2@1/2", "unstructured@1/4"))]
 
 
 def low_ranks() -> list[LayerSpec]:

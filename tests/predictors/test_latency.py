@@ -11,8 +11,10 @@ from latency_lut.device import Device
 from latency_lut.lowering import applicable
 from latency_lut.table import LatencyTable, NetworkTiming, pair_key
 from latency_lut.timing import Timing
-from predictors.latency import COEFFICIENTS, LatencyPredictor, LatencyQuality
+from predictors.context import COEFFICIENTS
+from predictors.latency import LatencyPredictor
 from predictors.pairs import PairRegressor
+from predictors.quality import LatencyQuality
 from spaces.errors import UserError
 from spaces.layers import INPUT
 from spaces.mobile import MobileSpace
@@ -107,6 +109,23 @@ def test_fit_finds_what_the_device_does(exact):
     assert exact.coefficients["saved_conversions_us"] == pytest.approx(-CONVERSION_US, abs=0.4)
 
 
+def test_copies_that_only_single_layers_pay_are_taken_off():
+    """A browser copies the inputs and the output of every run; a network does that at its ends only."""
+    copy_us_per_kilobyte = 0.3
+    table, exact_table = simulated(), simulated()
+    for (spec, name), entry in exact_table.entries.items():
+        skip_bytes = spec.output_elements * spec.skip_bits // 8
+        tensor_bytes = spec.input_elements * spec.input_bits // 8 + skip_bytes + spec.output_bytes
+        table.entries[spec, name] = replace(entry, us=entry.us + copy_us_per_kilobyte * tensor_bytes / 1024)
+    for index, network in enumerate(exact_table.networks):
+        layers = SPACE.layers(network.architecture)
+        end_bytes = 4 * layers[0].input_elements + layers[-1].output_bytes
+        table.networks[index] = replace(network, us=network.us + copy_us_per_kilobyte * end_bytes / 1024)
+    predictor = LatencyPredictor.fit(table, SPACE)
+    assert predictor.coefficients["tensors_us_per_kilobyte"] == pytest.approx(-copy_us_per_kilobyte, rel=0.3)
+    assert predictor.quality.mape < 0.02
+
+
 def test_partly_measured_tables_predict_well_and_say_how_well(realistic):
     assert realistic.quality.mape < 0.05
     assert realistic.quality.spearman > 0.97
@@ -144,8 +163,8 @@ def test_context_can_change_a_plan():
     """Where saving conversions pays a lot, a gather that is a little faster alone is not worth it between blocked layers."""
     table = simulated(samples=60)
     quality = LatencyQuality.of([1.0, 2.0], [1.0, 2.0])
-    costly = LatencyPredictor(table, np.array([1.0, 0.0, 0.0, -200.0, 0.0, 0.0, 0.0, 0.0]), 0.01, quality)
-    free = LatencyPredictor(table, np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]), 0.01, quality)
+    costly = LatencyPredictor(table, np.array([1.0, 0.0, 0.0, -200.0, *[0.0] * 5]), 0.01, quality)
+    free = LatencyPredictor(table, np.array([1.0, *[0.0] * 8]), 0.01, quality)
     rng = np.random.default_rng(0)
     networks = [SPACE.network(SPACE.sample(rng)) for _ in range(30)]
 

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from PIL import Image
+
+from latency_lut.table import LatencyTable
 
 ROOT = Path(__file__).resolve().parents[2]
 Call = Callable[..., Any]
@@ -144,6 +147,20 @@ def test_tables_of_another_space_or_device_are_refused_and_stay(
     one_line(call(tmp_path, *tiny_job, "run=b", "stages=[tables]", "devices.x86.batch=2"), "batch 1 -> 2")
     one_line(call(tmp_path, *tiny_job, "run=c", "stages=[tables]", "profile.tables=nowhere"), "no table nowhere/x86.parquet")
     assert contents(tiny_tables) == before
+
+
+def test_a_table_that_is_old_is_checked_before_it_is_used(
+    call: Call, tmp_path: Path, tiny_table: LatencyTable, tiny_job: Job
+) -> None:
+    job = [*(a for a in tiny_job if not a.startswith("profile.tables")), "profile.tables=old", "stages=[tables]"]
+    entries = {pair: replace(entry, us=entry.us / 5, spread_us=0.0) for pair, entry in tiny_table.entries.items()}
+    replace(tiny_table, entries=entries, created="2024-01-01T00:00:00+00:00").save(tmp_path / "old" / "x86.parquet")
+    ended = call(tmp_path, *job, "run=a")
+    assert (ended.status, ended.err) == (0, "")
+    assert "days old and has drifted; delete a/tables/x86.parquet to measure again" in ended.out
+    assert "20 of 20 pairs moved" in ended.out
+    assert "days old" not in call(tmp_path, *job, "run=b", "profile.recheck_days=null").out
+    one_line(call(tmp_path, *job, "run=c", "profile.recheck_days=-1"), "recheck_days is -1", "null for no check")
 
 
 # -- data ---------------------------------------------------------------------------------------------------------------------

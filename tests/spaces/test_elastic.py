@@ -56,6 +56,7 @@ def smaller(largest: LayerSpec) -> Iterator[LayerSpec]:
         yield replace(spec, precision="w8a8")
         if spec.operator == "conv2d" and not spec.depthwise:
             yield replace(spec, sparsity="group@1/2")
+            yield replace(spec, sparsity="unstructured@1/2+selective")
             yield replace(spec, precision="w8a8", input_bits=8, output_bits=8, sparsity="group@1/4")
             yield replace(spec, skip_bits=FLOAT_BITS, activation="none")
             yield replace(spec, precision="w8a8", skip_bits=8, input_bits=8, output_bits=8)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spaces import sparsity as sparsity_module
-from spaces.cut import COLUMNS, POSITIONS, TOURNAMENT_UNITS, Cut
+from spaces.cut import COLUMNS, PAIRED_UNITS, POSITIONS, Cut
 from spaces.errors import UserError
 from spaces.sparsity import (
     GROUP_BLOCKS,
@@ -139,7 +139,7 @@ def cases(draw: st.DrawFn) -> tuple[str, torch.Tensor]:
 
 def test_every_registered_pattern_is_among_the_cases() -> None:
     assert {parse(text).pattern for text, _ in CASES} == set(PATTERNS)
-    assert any(":" in text and int(text.partition(":")[2]) > TOURNAMENT_UNITS for text, _ in CASES)
+    assert any(":" in text and int(text.partition(":")[2]) > PAIRED_UNITS for text, _ in CASES)
 
 
 @every_case

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,10 +20,13 @@ from search.training.sandwich import Sandwich
 from search.training.schedule import rate_factor
 from search.training.sorted import Sorted
 from search.training.uniform import Uniform
+from spaces import weights
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
+from spaces.sparsity import Sparsity, parse
 from spaces.supernet import Outputs, Supernet
+from spaces.weights import ElasticWeight
 
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "sandwich": lambda: Sandwich(1),
@@ -242,3 +247,47 @@ def test_values_that_are_not_allowed_are_one_line(make: Callable[[], object], wo
         make()
     assert word in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["sandwich", "sorted"])
+def test_no_mask_is_computed_twice_in_a_step(
+    name: str, tiny_space: MobileSpace, evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[int, object, torch.Size]] = []
+    computed: list[tuple[int, object, torch.Size]] = []
+    real_use, real_mask, real_step = ElasticWeight.masked, weights.mask, SupernetTraining._step
+    repeated = 0
+
+    def using(self: ElasticWeight, shape: tuple[int, ...], sparsity: str) -> torch.Tensor:
+        if sparsity != "dense":
+            asked.append((self.values.data_ptr(), parse(sparsity), torch.Size(shape)))
+        return real_use(self, shape, sparsity)
+
+    def computing(weight: torch.Tensor, sparsity: str | Sparsity, *ranking: torch.Tensor | None) -> torch.Tensor | None:
+        if sparsity != "dense":
+            computed.append((weight.data_ptr(), sparsity, weight.shape))
+        return real_mask(weight, sparsity, *ranking)
+
+    def step(self: SupernetTraining, *arguments: Any) -> Any:
+        nonlocal repeated
+        asked.clear()
+        computed.clear()
+        result = real_step(self, *arguments)
+        assert len(computed) == len(set(computed)) == len(set(asked))
+        repeated += len(asked) - len(computed)
+        return result
+
+    monkeypatch.setattr(ElasticWeight, "masked", using)
+    monkeypatch.setattr(weights, "mask", computing)
+    monkeypatch.setattr(SupernetTraining, "_step", step)
+    run(STRATEGIES[name], tiny_space, evaluator, tmp_path)
+    assert repeated > 0
+
+
+def test_masks_of_a_step_are_those_of_its_weights(
+    tiny_space: MobileSpace, evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared = run(STRATEGIES["sandwich"], tiny_space, evaluator, tmp_path / "shared")
+    monkeypatch.setattr(Supernet, "remember_masks", lambda self: nullcontext())
+    alone = run(STRATEGIES["sandwich"], tiny_space, evaluator, tmp_path / "alone")
+    assert same(shared.supernet, alone.supernet)

@@ -1,0 +1,113 @@
+"""What layers cost alone on a device: measured where a table has them, fitted where it has not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from latency_lut.device import Borders, load_runtime
+from latency_lut.lowering import applicable
+from latency_lut.table import LatencyTable, Pair, pair_key
+from predictors.pairs import PairRegressor
+from spaces.layers import LayerSpec
+from spaces.precision import FLOAT, FLOAT_BITS
+
+
+@dataclass(frozen=True)
+class LayerPrice:
+    """What one lowering of a layer costs alone.
+
+    Args:
+        lowering: its name.
+        us: microseconds.
+        std_us: their standard deviation.
+        measured: whether they come from the table.
+        borders: the layouts of its tensors.
+        gathers: whether it computes on fewer channels than the dense layer.
+    """
+
+    lowering: str
+    us: float
+    std_us: float
+    measured: bool
+    borders: Borders
+    gathers: bool
+
+
+@dataclass(frozen=True)
+class PricedLayer:
+    """A layer with the prices of its lowerings, and what else its place in a network costs depends on.
+
+    Args:
+        options: one price per applicable lowering.
+        float_kilo_elements: of its output when that is float, 0 otherwise.
+        has_skip: whether it adds a second input.
+        weight_kilobytes: of its weights in memory.
+        input_kilobytes: of its main input, for one sample; a kilobyte of tensors is 1024 bytes.
+        output_kilobytes: of its output.
+        tensor_kilobytes: of both, and of the second input.
+    """
+
+    options: tuple[LayerPrice, ...]
+    float_kilo_elements: float
+    has_skip: bool
+    weight_kilobytes: float
+    input_kilobytes: float
+    output_kilobytes: float
+    tensor_kilobytes: float
+
+
+class LayerPrices:
+    """Prices of layers on the device of a table; each layer is looked up or fitted once.
+
+    Args:
+        table: measured pairs; what it lacks is fitted to them (`PairRegressor`) when it is first asked for.
+    """
+
+    def __init__(self, table: LatencyTable) -> None:
+        self.table = table
+        self._runtime = load_runtime(str(table.device["runtime"]))
+        self._regressor: PairRegressor | None = None
+        self._layers: dict[LayerSpec, PricedLayer] = {}
+
+    def of(self, specs: Sequence[LayerSpec]) -> list[PricedLayer]:
+        """Layers with their prices, in the order given."""
+        layers = self._layers
+        try:
+            return [layers[spec] for spec in specs]
+        except KeyError:
+            self._learn({spec for spec in specs if spec not in layers})
+            return [layers[spec] for spec in specs]
+
+    def _learn(self, specs: Iterable[LayerSpec]) -> None:
+        """Price layers that were not asked for before; one call of the regressor for all."""
+        names = {spec: applicable(spec, self.table.device) for spec in specs}
+        pairs = {spec: [pair_key(spec, name) for name in names[spec]] for spec in specs}
+        missing = list({pair for keys in pairs.values() for pair in keys if pair not in self.table.entries})
+        fitted: dict[Pair, tuple[float, float]] = {}
+        if missing:
+            if self._regressor is None:
+                self._regressor = PairRegressor(self.table)
+            for pair, us in zip(missing, self._regressor.predict_us(missing), strict=True):
+                fitted[pair] = float(us), float(us) * self._regressor.std[pair[1]]
+        for spec, keys in pairs.items():
+            options = []
+            for name, key in zip(names[spec], keys, strict=True):
+                entry = self.table.entries.get(key)
+                us, std_us = fitted[key] if entry is None else (entry.us, entry.spread_us)
+                borders = self._runtime.borders(spec, name, self.table.device)
+                options.append(LayerPrice(name, us, std_us, entry is not None, borders, key[0].sparsity != "dense"))
+            self._layers[spec] = PricedLayer(
+                tuple(options),
+                float_kilo_elements=spec.output_elements / 1e3 if spec.output_bits == FLOAT_BITS else 0.0,
+                has_skip=spec.skip_bits > 0,
+                weight_kilobytes=_resident_bytes(spec) / 1e3,
+                input_kilobytes=(input_kilobytes := spec.input_elements * spec.input_bits / 8 / 1024),
+                output_kilobytes=spec.output_bytes / 1024,
+                tensor_kilobytes=input_kilobytes + (spec.output_bytes + spec.output_elements * spec.skip_bits / 8) / 1024,
+            )
+
+
+def _resident_bytes(spec: LayerSpec) -> int:
+    """Bytes of a layer's weights in memory: codes for float arithmetic are unpacked when the model is loaded."""
+    return (spec if spec.integer else replace(spec, precision=FLOAT)).weight_bytes
