@@ -110,6 +110,7 @@ def test_gradients_of_gates_are_those_of_finite_differences() -> None:
         ({"ranks": ["1/4", "full"]}, "rank=1/4 cannot be relaxed: it changes the rank of"),
         ({"precisions": ["w8d8", "fp32"]}, "stem.precision=w8d8 cannot be relaxed: the layer rounds its input"),
         ({"activations": ["relu", "hard_swish"]}, "stage1.activation=relu cannot be relaxed: it changes the activation"),
+        ({"sparsities": ["dense", "group@1/4"], "hidden": ["iso_flop"]}, "is wider then than in the largest network; hold it"),
         ({"width_per_block": True}, "reads another tensor then; hold it.*held.width="),
     ],
 )
