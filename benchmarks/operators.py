@@ -52,6 +52,7 @@ class Case:
     sparsity: str = "dense"
     rank: str = "full"
     activation: str = "relu"
+    hidden: str = "plain"
     masks: str = "masked"
     saliency: str = "magnitude"
     settings: QuantizerSettings = field(default_factory=QuantizerSettings)
@@ -87,13 +88,15 @@ def cases() -> Iterator[Case]:
     yield Case("hard_swish", 0.03, activation="hard_swish")
     for sparsity in ("unstructured@1/4", "2:4", "group@1/2"):
         yield Case(f"{sparsity}, selective", 0.06, sparsity=sparsity, activation="selective")
+    for sparsity in ("1:4", "group@1/4"):
+        yield Case(f"{sparsity}, iso-FLOP", 0.04, sparsity=sparsity, hidden="iso_flop")
     yield Case("group@1/2 w4@32 (GQSA)", 0.06, precision="w4@32", sparsity="group@1/2")
     yield Case("2:4 w8a8", 0.05, precision="w8a8", sparsity="2:4")
 
 
 def space_of(case: Case) -> MobileSpace:
     kinds = ([case.precision], [case.sparsity], [case.rank], [case.activation])
-    return MobileSpace(1, 10, [8], [16], STAGES, [2], [3], [64], *kinds)
+    return MobileSpace(1, 10, [8], [16], STAGES, [2], [3], [64], *kinds, hidden=[case.hidden])
 
 
 def train(case: Case, data: Digits, epochs: int, seed: int) -> Supernet:

@@ -395,6 +395,10 @@ class NetworkBuilder:
         self._rows.append(_Row(name, fields, sparsity, rank, heads, (source,) if skip is None else (source, skip)))
         return name
 
+    def shape(self, source: str) -> tuple[int, int, int]:
+        """`(channels, height, width)` of a tensor that is there."""
+        return self._shapes[source]
+
     def rank(self, text: str, source: str, out_channels: int) -> int:
         """The rank that an option such as `1/4` or `full` means for a 1x1 convolution that reads `source`; 0 for full."""
         return rank_of(text, min(self._shapes[source][0], out_channels))

@@ -20,8 +20,10 @@ from spaces.options import ascending, distinct_precisions, positive
 from spaces.precision import parse_precision
 from spaces.space import Space
 from spaces.sparsity import DENSE, check_sparsity, parse, selective
+from spaces.sparsity_budget import Bottleneck, iso_flop_hidden
 
 RANK_STEPS = 10_000
+PLAIN, ISO_FLOP = "plain", "iso_flop"
 SELECTIVE = "selective"
 
 When = tuple[str, tuple[Option, ...]] | None
@@ -56,6 +58,8 @@ class MobileSpace(Space):
             masks of the layers before it are chosen so that it has fewer zeros (`spaces.selective`).
         max_width: widths above it are left out.
         width_per_block: a width for every block instead of every stage.
+        hidden: `plain`, and `iso_flop`: where a block's expanding convolution is sparse, its inner width is as large as the
+            dense block's multiply-accumulates allow (Sparse-IFT, see `spaces.sparsity_budget`); a choice per block.
 
     Raises:
         UserError: an empty or malformed option list, or a width that a sparsity does not divide.
@@ -80,6 +84,7 @@ class MobileSpace(Space):
         stem_stride: int = 1,
         max_width: int | None = None,
         width_per_block: bool = False,
+        hidden: Sequence[str] = (PLAIN,),
     ) -> None:
         self.channels, self.classes = positive("channels", channels), positive("classes", classes)
         self.stem_stride, self.width_per_block = positive("stem_stride", stem_stride), width_per_block
@@ -97,11 +102,16 @@ class MobileSpace(Space):
         self.ranks = _ranks(ranks)
         self.activations = _among("activations", activations, ("relu", SELECTIVE, "hard_swish"))
         self.selective = SELECTIVE in self.activations
-        if self.selective and self.sparsities == (DENSE,):
-            raise UserError(
-                f"activation {SELECTIVE} is for pruned layers, and sparsities is [{DENSE}]; "
-                "add one: space.sparsities=[dense,group@1/2]"
-            )
+        self.hidden = _among("hidden", hidden, (PLAIN, ISO_FLOP))
+        self._sparse = tuple(text for text in self.sparsities if text != DENSE)
+        for wanted, given in (
+            (f"activation {SELECTIVE}", self.selective),
+            (f"hidden width {ISO_FLOP}", ISO_FLOP in self.hidden),
+        ):
+            if given and not self._sparse:
+                raise UserError(
+                    f"{wanted} is for pruned layers, and sparsities is [{DENSE}]; add one: space.sparsities=[dense,group@1/2]"
+                )
         dynamic = [text for text in self.precisions if parse_precision(text).rounds_input]
         if dynamic and self.ranks != (FULL,):
             raise UserError(f"precision {dynamic[0]} runs no factors; allowed beside it: ranks=[{FULL}]")
@@ -152,6 +162,8 @@ class MobileSpace(Space):
                 choices.append(Choice(f"{block}.kernel", self.kernels, when=here))
                 if wide:
                     choices += self._mixing(f"{block}.expand", (f"{block}.expansion", wide))
+                    if len(self.hidden) > 1:
+                        choices.append(Choice(f"{block}.hidden", self.hidden, when=(f"{block}.expand.sparsity", self._sparse)))
                 choices += self._precision(f"{block}.depthwise", here)
                 choices += self._mixing(f"{block}.project", here)
         choices.append(Choice("head.width", self.head))
@@ -171,15 +183,54 @@ class MobileSpace(Space):
     # -- the walk ---------------------------------------------------------------------------------------------------------
 
     def network(self, architecture: Architecture) -> Network:
+        return self._walk(architecture, {})
+
+    def stored_network(self) -> Network:
+        if ISO_FLOP not in self.hidden:
+            return super().stored_network()
+        largest = self.largest()
+        widest: dict[str, int] = {}
+        for node in self.network(largest).nodes:
+            if node.name.endswith(".depthwise"):
+                block = node.name.removesuffix(".depthwise")
+                widest[block] = max(node.spec.in_channels, self._widest(block))
+        dense = {choice.name: DENSE for choice in self.choices if choice.kind == "sparsity"}
+        return self._walk(Architecture({**largest, **dense}), widest)
+
+    def _widest(self, block: str) -> int:
+        """The largest inner width of a block that any architecture has."""
+        s, b = (int("".join(filter(str.isdigit, part))) for part in block.split("."))
+        stage, before = self.stages[s - 1], (self.stem if s == 1 else self.stages[s - 2].widths)
+        inner = stage.widths if b > 1 else before
+        pairs = [(w, out) for w, out in product(inner, stage.widths) if b == 1 or self.width_per_block or w == out]
+        blocks = [
+            Bottleneck(width, width * expansion, out, kernel, *positions)
+            for (width, out), expansion, kernel, positions in product(pairs, self.expansions, self.kernels, self._maps(s, b))
+            if expansion > 1
+        ]
+        return max((iso_flop_hidden(x, e, p) for x, e, p in product(blocks, self._sparse, self.sparsities)), default=0)
+
+    def _maps(self, s: int, b: int) -> list[tuple[int, int]]:
+        """Positions of a block's input and of its inner map behind the depthwise convolution, at every resolution."""
+        found = []
+        for side in self.resolutions:
+            strides = [self.stem_stride, *(stage.stride for stage in self.stages[: s - 1])]
+            for stride in strides if b == 1 else [*strides, self.stages[s - 1].stride]:
+                side = (side - 1) // stride + 1
+            behind = (side - 1) // self.stages[s - 1].stride + 1 if b == 1 else side
+            found.append((side**2, behind**2))
+        return found
+
+    def _walk(self, architecture: Architecture, widest: Mapping[str, int]) -> Network:
+        """The layers of an architecture; blocks in `widest` have that inner width."""
         a = architecture
         resolution = a.integer("resolution")
         net = NetworkBuilder(self.channels, resolution, resolution)
-        width = a.integer("stem.width")
         x = net.add(
             "stem",
             "conv2d",
             INPUT,
-            width,
+            a.integer("stem.width"),
             kernel=3,
             stride=self.stem_stride,
             activation="relu",
@@ -191,19 +242,27 @@ class MobileSpace(Space):
                 out = a.integer(f"{block}.width" if self.width_per_block else f"stage{s}.width")
                 stride = stage.stride if b == 1 else 1
                 activation = str(a.get(f"stage{s}.activation", self.activations[0]))
-                x, width = self._block(net, a, block, x, width, out, stride, activation), out
+                x = self._block(net, a, block, x, out, stride, activation, widest)
         x = self._mix(net, a, "head", x, a.integer("head.width"), "relu")
         x = net.add("pool", "global_pool", x)
         net.add("classifier", "linear", x, self.classes, precision=str(a["classifier.precision"]))
         return net.build()
 
     def _block(
-        self, net: NetworkBuilder, a: Architecture, block: str, x: str, width: int, out: int, stride: int, activation: str
+        self,
+        net: NetworkBuilder,
+        a: Architecture,
+        block: str,
+        x: str,
+        out: int,
+        stride: int,
+        activation: str,
+        widest: Mapping[str, int],
     ) -> str:
-        source = x
-        expansion = a.integer(f"{block}.expansion")
-        if expansion > 1:
-            x = self._mix(net, a, f"{block}.expand", x, width * expansion, activation)
+        source, (width, _, _) = x, net.shape(x)
+        if a.integer(f"{block}.expansion") > 1:
+            hidden = widest.get(block) or self._hidden(net, a, block, x, out, stride)
+            x = self._mix(net, a, f"{block}.expand", x, hidden, activation)
         x = net.add(
             f"{block}.depthwise",
             "conv2d",
@@ -216,6 +275,16 @@ class MobileSpace(Space):
         )
         skip = source if stride == 1 and width == out else None
         return self._mix(net, a, f"{block}.project", x, out, "none", skip)
+
+    def _hidden(self, net: NetworkBuilder, a: Architecture, block: str, x: str, out: int, stride: int) -> int:
+        """The inner width of a block."""
+        width, height, columns = net.shape(x)
+        plain, expand = width * a.integer(f"{block}.expansion"), str(a[f"{block}.expand.sparsity"])
+        if a.get(f"{block}.hidden", self.hidden[0]) == PLAIN or expand == DENSE:
+            return plain
+        behind = ((height - 1) // stride + 1) * ((columns - 1) // stride + 1)
+        dense = Bottleneck(width, plain, out, a.integer(f"{block}.kernel"), height * columns, behind)
+        return iso_flop_hidden(dense, expand, str(a[f"{block}.project.sparsity"]))
 
     def _mix(self, net: NetworkBuilder, a: Architecture, name: str, x: str, out: int, act: str, skip: str | None = None) -> str:
         """A 1x1 convolution with its own precision and sparsity."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -18,11 +19,13 @@ from spaces.layers import INPUT, LayerSpec, Network, Node
 from spaces.precision import FLOAT_BITS
 from spaces.quantizers import (
     EncodedWeight,
+    activation_grid,
     quantize_activation,
     quantize_by_sample,
     quantize_to_float8,
     quantize_to_own_range,
 )
+from spaces.quantizers.integer_layer import fine_levels, with_bias
 
 
 class ActivationQuantizer(nn.Module):
@@ -49,6 +52,10 @@ class ActivationQuantizer(nn.Module):
     def range(self) -> tuple[float, float]:
         """The fixed range, `(low, high)`."""
         return float(self.low), float(self.high)
+
+    def scale(self) -> np.float32:
+        """The step of the fixed grid."""
+        return activation_grid(*self.range())[0]
 
     def reset(self) -> None:
         """Forget the batches seen."""
@@ -180,6 +187,25 @@ class PlainLayer(nn.Module):
             conv.bias = nn.Parameter(bias if conv.bias is None else bias + conv.bias * factor)
         self.norm = None
 
+    @torch.no_grad()
+    def round_bias(self, input_scale: np.float32) -> None:
+        """Give a folded layer of integer arithmetic the bias that ships, and the weight where that changes with it.
+
+        Args:
+            input_scale: step of the grid on which the layer's input arrives.
+        """
+        last, encoded = self.arithmetic, self.codes[-1] if self.codes else None
+        if isinstance(last, Factors):
+            last, middle = last.second, last.quantize_middle
+            input_scale = middle.scale() if isinstance(middle, ActivationQuantizer) else input_scale
+        if encoded is None or not isinstance(last, nn.Conv2d | nn.Linear) or last.bias is None:
+            return
+        levels, scales = fine_levels(encoded)
+        stored, widened, bias, bias_scales = with_bias(levels, scales, last.bias.cpu().numpy(), input_scale)
+        last.bias.copy_(torch.from_numpy(bias * bias_scales.astype(np.float64)))
+        if not np.array_equal(scales, widened):
+            last.weight.copy_(torch.from_numpy(stored * widened.reshape(-1, *[1] * (stored.ndim - 1))))
+
 
 class PlainNetwork(nn.Module):
     """A network of plain layers, called with images of any size: they are resized to the network's input."""
@@ -229,9 +255,16 @@ class PlainNetwork(nn.Module):
                 )
 
     def fold(self) -> None:
-        """Merge every batch norm into its convolution (evaluation mode)."""
+        """Merge every batch norm into its convolution, and round biases of integer layers as they ship (evaluation mode)."""
         for node in self.network.nodes:
             self.layer(node.name).fold()
+        for node in self.network.nodes:
+            if node.spec.integer:
+                layer = self.layer(node.name)
+                arrives = node.spec.input_bits == FLOAT_BITS
+                grid = layer.quantize_input if arrives else self.layer(node.inputs[0]).quantize_output
+                if isinstance(grid, ActivationQuantizer):
+                    layer.round_bias(grid.scale())
 
 
 def module_key(name: str) -> str:

@@ -33,6 +33,13 @@ class Space(ABC):
     def network(self, architecture: Architecture) -> Network:
         """The layers of an architecture. This is the only place that walks a network's shapes."""
 
+    def stored_network(self) -> Network:
+        """The layers of the largest architecture, each in the largest form that any architecture has of it.
+
+        What a supernet stores. A space in which another architecture has a wider layer than the largest says so here.
+        """
+        return self.network(self.largest())
+
     def layers(self, architecture: Architecture) -> tuple[LayerSpec, ...]:
         """The layer specifications of an architecture, in the order in which they run."""
         return self.network(architecture).layers

@@ -1,18 +1,23 @@
 """How much may stay, and how wide a layer may be, when weights or multiply-accumulates are given.
 
-`layer_shares` spreads one share of all weights over the layers of a network; `iso_flop_width` says how wide a sparse layer is
-at the cost of the dense one. Which weights of a layer stay is decided in `spaces.sparsity`.
+`layer_shares` spreads one share of all weights over the layers of a network; `iso_flop_hidden` says how wide a sparse block is
+inside at the cost of the dense one. Which weights of a layer stay is decided in `spaces.sparsity`.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from spaces.errors import UserError
+from spaces.sparsity import DENSE, kept_weights
 
 SHARE_RULES = ("uniform", "erdos_renyi_kernel")
+WIDTH_STEP = 8  # kernels work on so many channels at once
+ROUNDING_STEPS = 4
 
 
 def layer_shares(shapes: Sequence[tuple[int, ...]], kept: Fraction, rule: str) -> tuple[Fraction, ...]:
@@ -47,28 +52,62 @@ def layer_shares(shapes: Sequence[tuple[int, ...]], kept: Fraction, rule: str) -
     )
 
 
-def iso_flop_width(in_channels: int, out_channels: int, kept: Fraction, divisor: int = 8) -> tuple[int, int]:
-    """Input and output channels that a layer may have with a share of its weights, at no more than the dense layer's MACs.
-
-    Both widths grow by `1 / sqrt(kept)`: `Sparse Wide` of Sparse-IFT (arXiv:2303.11525). Its MACs are in proportion to the kept
-    weights, `kept * in * out`, for any kernel and output size.
+@dataclass(frozen=True)
+class Bottleneck:
+    """Convolutions around a hidden width: 1x1 to it, depthwise on it, 1x1 from it.
 
     Args:
-        in_channels: of the dense layer.
-        out_channels: of the dense layer.
-        kept: share of the weights that stay, in (0, 1].
-        divisor: widths are rounded down to multiples of it, but never below the dense layer's.
+        inputs: channels.
+        hidden: channels when all is dense.
+        outputs: channels.
+        kernel: side of the depthwise kernel.
+        input_positions: rows times columns of the input.
+        output_positions: rows times columns behind the depthwise convolution.
+    """
+
+    inputs: int
+    hidden: int
+    outputs: int
+    kernel: int
+    input_positions: int
+    output_positions: int
+
+    def macs(self, hidden: int, expand: str, project: str) -> int:
+        """Multiply-accumulates with another hidden width and the sparsities of both 1x1 convolutions.
+
+        Raises:
+            UserError: a pattern does not divide the channels.
+        """
+        into = kept_weights(expand, (hidden, self.inputs, 1, 1)) * self.input_positions
+        out_of = kept_weights(project, (self.outputs, hidden, 1, 1)) + hidden * self.kernel**2
+        return into + out_of * self.output_positions
+
+
+@lru_cache(maxsize=65536)
+def iso_flop_hidden(block: Bottleneck, expand: str, project: str) -> int:
+    """The hidden width that a sparse block may have at no more than the dense block's multiply-accumulates.
+
+    `Sparse Wide` of Sparse-IFT (arXiv:2303.11525) for a bottleneck whose outer widths are given: MACs are in proportion to the
+    hidden width, so that it grows by about `1 / kept`, less what the depthwise convolution costs.
+
+    Args:
+        block: the dense one.
+        expand: sparsity of the convolution to the hidden width.
+        project: sparsity of the convolution from it.
 
     Returns:
-        Input and output channels of the sparse layer.
-
-    Raises:
-        UserError: a share outside (0, 1], or a divisor below 1.
+        A multiple of `WIDTH_STEP` that both patterns divide; the dense width where none is wider.
     """
-    _check_share(kept)
-    if divisor < 1:
-        raise UserError(f"divisor {divisor} of widths; allowed is 1 or more")
-    return _widened(in_channels, kept, divisor), _widened(out_channels, kept, divisor)
+    most = block.macs(block.hidden, DENSE, DENSE)
+    about = block.hidden * most // block.macs(block.hidden, expand, project) // WIDTH_STEP
+    # Shares are rounded to whole units, so that a little more may fit than MACs in proportion would let.
+    for hidden in range((about + ROUNDING_STEPS) * WIDTH_STEP, block.hidden, -WIDTH_STEP):
+        try:
+            if block.macs(hidden, expand, project) <= most:
+                return hidden
+        except UserError:
+            continue  # the pattern does not divide this width
+    return block.hidden
 
 
 def _erdos_renyi_kernel(shapes: Sequence[tuple[int, ...]], weights: Sequence[int], kept: Fraction) -> list[Fraction]:
@@ -83,11 +122,6 @@ def _erdos_renyi_kernel(shapes: Sequence[tuple[int, ...]], weights: Sequence[int
             return [Fraction(1) if i in dense else factor * density[i] for i in range(len(shapes))]
         dense |= over
     return [Fraction(1)] * len(shapes)
-
-
-def _widened(channels: int, kept: Fraction, divisor: int) -> int:
-    widest = math.isqrt(channels**2 * kept.denominator // kept.numerator)
-    return max(channels, widest // divisor * divisor)
 
 
 def _check_share(kept: Fraction) -> None:

@@ -65,7 +65,7 @@ class Supernet(nn.Module):
         self.macs_done = 0
         self._walk = lru_cache(REMEMBERED_NETWORKS)(space.network)
         self._network = space.network(space.largest())
-        self.layers = nn.ModuleDict({module_key(node.name): self._layer(node) for node in self._network.nodes})
+        self.layers = nn.ModuleDict({module_key(node.name): self._layer(node) for node in space.stored_network().nodes})
 
     def _layer(self, node: Node) -> ElasticLayer:
         options = {kind: self._options(node.name, kind) for kind in ("precision", "rank")}
@@ -172,3 +172,10 @@ def check_estimators(estimators: Estimators, space: Space) -> None:
         together = [str(o) for o in choice.options if parse(str(o)).pattern not in ("dense", "unstructured", "n:m")]
         if masks.single_weights and together:
             raise UserError(f"mask training {name} prunes single weights; {choice.name} has {together[0]}; allowed is e.g. 2:4")
+    if masks.one_sparsity:
+        pairs = zip(space.network(space.largest()).nodes, space.stored_network().nodes, strict=True)
+        if any(node.spec.weight_shape != stored.spec.weight_shape for node, stored in pairs):
+            raise UserError(
+                f"mask training {name} trains weights as a whole, and some networks of the space are wider than the largest; "
+                "give one inner width: space.hidden=[plain]"
+            )

@@ -14,12 +14,11 @@ from latency_lut.graph import GraphBuilder, Tensor
 from latency_lut.lowerings.base import LayerWeights, lowering, range_of
 from latency_lut.lowerings.floating import has_groups
 from latency_lut.lowerings.nodes import bias_of, encoded_weight, flat, gathered, kept_columns, operator, weight_of
+from latency_lut.lowerings.packing import integer_levels
 from spaces.layers import LayerSpec
 from spaces.quantizers import EncodedWeight, activation_grid
+from spaces.quantizers.integer_layer import fine_levels, with_bias
 from spaces.sparsity import GROUP_BLOCKS
-
-BIAS_LEVELS = 2.0**29
-FINE_LEVELS = 64
 
 
 def _as_w8a8(spec: LayerSpec) -> LayerSpec:
@@ -36,7 +35,7 @@ def qdq_u8(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -
     """Integer arithmetic: uint8 activations, int8 weights per output channel."""
     x = flat(g, spec, quantized_input(g, spec, weights, x))
     codes, scales = levels_of(spec, weight_of(weights), weights.encoded)
-    weight, bias = integer_weights(g, x, codes, scales, bias_of(weights))
+    weight, bias = integer_weights(g, spec, x, codes, scales, bias_of(weights))
     return operator(g, spec, g.dequantize(x, "in_dq"), weight, bias, spec.groups)
 
 
@@ -46,16 +45,12 @@ def gather_groups_qdq(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x
     dense = weight_of(weights)
     codes, scales = levels_of(spec, dense, weights.encoded)
     channels, x = gathered(g, spec, dense, quantized_input(g, spec, weights, x))
-    weight, bias = integer_weights(g, x, kept_columns(codes, channels), scales, bias_of(weights))
+    weight, bias = integer_weights(g, spec, x, kept_columns(codes, channels), scales, bias_of(weights))
     return operator(g, spec, g.dequantize(x, "in_dq"), weight, bias, GROUP_BLOCKS)
 
 
 def levels_of(spec: LayerSpec, weight: np.ndarray, encoded: EncodedWeight | None) -> tuple[np.ndarray, np.ndarray]:
-    """Levels (int8, shape of `weight`) and scales `(out,)` of a weight.
-
-    Levels of few bits are multiplied up: the product of the scales of input and weight is the step of the bias, which would be
-    as coarse as the weights are. Up to 64 in magnitude, two products with bytes fit into the 16 bits of x86 kernels that have
-    no VNNI.
+    """Levels (int8, shape of `weight`) and scales `(out,)` of a weight; see `fine_levels`.
 
     Raises:
         ValueError: the weight has no integer levels.
@@ -63,32 +58,36 @@ def levels_of(spec: LayerSpec, weight: np.ndarray, encoded: EncodedWeight | None
     found = encoded_weight(spec, weight, encoded)
     if found is None or found.codebook is not None:
         raise ValueError(f"the weights of {spec} have no integer levels")
-    scales = np.broadcast_to(found.scales.numpy().astype(np.float32).reshape(-1), len(weight))
-    finer = max(1, FINE_LEVELS // max(1, int(found.codes.abs().max())))
-    return found.codes.numpy().astype(np.int8) * np.int8(finer), np.ascontiguousarray(scales / np.float32(finer))
+    return fine_levels(found)
 
 
 def integer_weights(
-    g: GraphBuilder, x: Tensor, levels: np.ndarray, scales: np.ndarray, bias: np.ndarray | None, name: str = ""
+    g: GraphBuilder,
+    spec: LayerSpec,
+    x: Tensor,
+    levels: np.ndarray,
+    scales: np.ndarray,
+    bias: np.ndarray | None,
+    name: str = "",
 ) -> tuple[ir.Value, ir.Value | None]:
     """Weight and bias as integers with their DequantizeLinear nodes.
-
-    A bias is a 32-bit level of scale(input) * scale(weight). Where batch norm has all but switched a channel off, its bias
-    would not fit: then the weight's grid is widened, which costs that channel's tiny weights nothing that matters.
 
     Raises:
         ValueError: the input is not quantized.
     """
-    if bias is None:
-        return _dequantized(g, f"{name}weight", levels, scales), None
-    if x.scale is None or x.scale.const_value is None:
-        raise ValueError("an integer layer needs a quantized input")
-    input_scale = x.scale.const_value.numpy()
-    widened = np.maximum(scales, np.abs(bias) / (input_scale * BIAS_LEVELS)).astype(np.float32)
-    levels = np.rint(levels * (scales / widened).reshape(-1, *[1] * (levels.ndim - 1))).astype(np.int8)
-    bias_scales = widened * input_scale
-    bias_levels = np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32)
-    return _dequantized(g, f"{name}weight", levels, widened), _dequantized(g, f"{name}bias", bias_levels, bias_scales)
+    weight_name, bias_name = f"{name}weight", f"{name}bias"
+    bias_levels = bias_scales = None
+    if bias is not None:
+        if x.scale is None or x.scale.const_value is None:
+            raise ValueError("an integer layer needs a quantized input")
+        input_scale = np.float32(x.scale.const_value.numpy())
+        levels, scales, bias_levels, bias_scales = with_bias(levels, scales, bias, input_scale)
+    stored = integer_levels(g, levels, spec.arithmetic.weight_bits, weight_name)
+    weight = _dequantized(g, weight_name, stored, np.zeros(len(scales), np.int8), scales)
+    if bias_levels is None or bias_scales is None:
+        return weight, None
+    stored = g.constant(bias_name, bias_levels)
+    return weight, _dequantized(g, bias_name, stored, np.zeros(len(scales), np.int32), bias_scales)
 
 
 def quantized_input(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -> Tensor:
@@ -98,8 +97,7 @@ def quantized_input(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: 
     return g.quantize(x.value, *activation_grid(*range_of(weights.input_range, "input_range", spec)), name="in_q")
 
 
-def _dequantized(g: GraphBuilder, name: str, levels: np.ndarray, scales: np.ndarray) -> ir.Value:
-    """A constant on an integer grid. Zero points are written although they are 0: onnxruntime fuses a Gemm only with them."""
-    zeros = np.zeros(len(scales), levels.dtype)
-    inputs = [g.constant(name, levels), g.constant(f"{name}_scale", scales), g.constant(f"{name}_zero", zeros)]
+def _dequantized(g: GraphBuilder, name: str, levels: ir.Value, zeros: np.ndarray, scales: np.ndarray) -> ir.Value:
+    """Levels on an integer grid. Zero points are written although they are 0: onnxruntime fuses a Gemm only with them."""
+    inputs = [levels, g.constant(f"{name}_scale", scales), g.constant(f"{name}_zero", zeros)]
     return g.op("DequantizeLinear", inputs, f"{name}_dq", axis=0)

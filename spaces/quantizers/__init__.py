@@ -4,6 +4,7 @@ activations          8-bit grids with a fixed range or the input's own
 weights              the interface, the registry and the encoded form
 scales               which weights share a scale, and its rules
 integer, ternary_binary, nonuniform    the formats
+integer_layer        levels of weight and bias in integer arithmetic
 """
 
 from spaces.quantizers import integer, nonuniform, ternary_binary  # importing them registers them

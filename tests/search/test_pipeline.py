@@ -5,18 +5,20 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import onnx
 import pytest
 import torch
 
 from latency_lut.device import Device
 from latency_lut.lowering import applicable
 from latency_lut.network import build_layer, random_weights
-from search.evaluation import Evaluator
-from search.export import Tolerances, export, verify
+from search.evaluation import Evaluator, predict
+from search.export import Tolerances, export, run_model, verify
 from spaces.errors import UserError
 from spaces.layers import LayerSpec
 from spaces.mask_strategies import create_mask_training
 from spaces.mobile import MobileSpace
+from spaces.plain import Factors
 from spaces.quantizers import QuantizerSettings
 from spaces.supernet import Supernet
 from spaces.weights import Estimators
@@ -58,6 +60,51 @@ def test_any_network_ships_as_torch_computes_it(
         lowerings = [str(rng.choice(applicable(spec))) for spec in plain.network.layers]
         model = export(plain, lowerings, x86, {})
         assert verify(plain, lowerings, model, x86, evaluator.split, LOOSE).failures == []
+
+
+def shipped(model: bytes) -> dict[str, np.ndarray]:
+    """What the DequantizeLinear nodes of weights and biases give, by `LAYER/weight` and `LAYER/bias`."""
+    graph = onnx.load_model_from_string(model).graph
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    found = {}
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            levels, scales = constants[node.input[0]], constants[node.input[1]]
+            values = levels.astype(np.float64) * scales.reshape(-1, *[1] * (levels.ndim - 1))
+            found[node.input[0]] = values.astype(np.float32)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("precision", "rank"), [("w8a8", "full"), ("w8a8", "1/2"), ("w4a8", "full"), ("ternary_a8", "full"), ("binary_a8", "full")]
+)
+def test_torch_computes_with_the_integers_that_ship(precision: str, rank: str, evaluator: Evaluator, x86: Device) -> None:
+    torch.manual_seed(0)
+    kinds = space([precision], ["dense"], ranks=[rank])
+    supernet = Supernet(kinds)
+    with torch.no_grad():
+        for name, parameter in supernet.named_parameters():
+            if name.endswith(("norm_bias", "bias")):
+                parameter.normal_()
+            if name.endswith("norm_weight"):
+                parameter[1] = 1e-12  # switched off: its bias does not fit the weight's own grid
+    plain = evaluator.plain(supernet, kinds.largest())
+    before = predict(plain, evaluator.split.images)
+    lowerings = [applicable(spec)[0] for spec in plain.network.layers]
+    model = export(plain, lowerings, x86, {})
+    found = shipped(model)
+    integer = [node for node in plain.network.nodes if node.spec.integer]
+    assert len(integer) > 5
+    for node in integer:
+        arithmetic = plain.layer(node.name).arithmetic
+        last = arithmetic.second if isinstance(arithmetic, Factors) else arithmetic
+        for name in ("weight", "bias"):
+            values, stated = last.get_parameter(name).detach().numpy(), found[f"{node.name}/{name}"]
+            np.testing.assert_allclose(values, stated, rtol=3e-7, atol=0, err_msg=f"{name} of {node.name}")
+    plain.fold()
+    assert torch.equal(predict(plain, evaluator.split.images), before)
+    runtime = run_model(model, x86, plain.network, evaluator.split.images)
+    assert (runtime.argmax(1) == before.numpy().argmax(1)).mean() > 0.99
 
 
 def test_weights_in_few_bits_make_a_small_file() -> None:

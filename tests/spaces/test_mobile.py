@@ -6,11 +6,15 @@ import re
 
 import numpy as np
 import pytest
+import torch
 
 from spaces.choice import Option
 from spaces.errors import UserError
 from spaces.layers import INPUT, LayerSpec, Network, Node
+from spaces.mask_strategies import create_mask_training
 from spaces.mobile import MobileSpace
+from spaces.supernet import Supernet
+from spaces.weights import Estimators
 
 OPTIONS: dict[str, object] = {
     "channels": 3,
@@ -256,3 +260,60 @@ def test_sparse_layers_always_divide_into_their_blocks() -> None:
     specs = [spec for _ in range(30) for spec in space.layers(space.sample(rng))]
     assert all(spec.out_channels % 2 == 0 for spec in specs if spec.sparsity != "dense")
     assert any(spec.sparsity != "dense" for spec in specs)
+
+
+def sparse_and_wide(**options: object) -> MobileSpace:
+    given = {
+        "sparsities": ["1:4", "group@1/2", "dense"],
+        "hidden": ["plain", "iso_flop"],
+        "resolutions": [9, 16],
+        "kernels": [3, 5],
+    }
+    return mobile(**{**given, **options})
+
+
+def test_iso_flop_blocks_are_wider_at_the_dense_blocks_macs() -> None:
+    space, rng, wider = sparse_and_wide(), np.random.default_rng(0), 0
+    for _ in range(60):
+        architecture = space.sample(rng)
+        found, dense = (nodes(space.network(a)) for a in (architecture, space.replaced(architecture, sparsity="dense")))
+        for name in {name.rpartition(".")[0] for name in found if name.endswith(".depthwise")}:
+            macs = [sum(net[n].spec.macs for n in net if n.startswith(f"{name}.")) for net in (found, dense)]
+            widths = [net[f"{name}.depthwise"].spec.in_channels for net in (found, dense)]
+            chosen = architecture.get(f"{name}.hidden")
+            assert (chosen is None) is (architecture.get(f"{name}.expand.sparsity", "dense") == "dense")
+            assert macs[0] <= macs[1]
+            assert widths[0] == widths[1] if chosen != "iso_flop" else widths[0] >= widths[1]
+            wider += widths[0] > widths[1]
+    assert wider > 30
+
+
+@pytest.mark.parametrize("options", [{}, {"width_per_block": True}, {"hidden": ["iso_flop"]}, {"sparsities": ["1:4"]}], ids=str)
+def test_every_network_fits_into_what_is_stored(options: dict[str, object]) -> None:
+    space, rng = sparse_and_wide(**options), np.random.default_rng(1)
+    stored = nodes(space.stored_network())
+    reached = set()
+    ends = [space.graded(end, hidden="iso_flop", **kinds) for end in (0, 1) for kinds in ({}, {"sparsity": "1:4", "kernel": 3})]
+    for architecture in [space.largest(), space.smallest(), *ends, *(space.sample(rng) for _ in range(40))]:
+        for name, node in nodes(space.network(architecture)).items():
+            shapes = node.spec.weight_shape, stored[name].spec.weight_shape
+            assert all(used <= whole for used, whole in zip(*shapes, strict=True)), name
+            reached |= {name} if shapes[0][:2] == shapes[1][:2] else set()
+    assert {f"stage{s}.block1.project" for s in (1, 2)} <= reached  # no wider than some network needs
+    network = Supernet(space).extract(ends[-1])
+    assert network(torch.zeros(2, 3, 16, 16)).shape == (2, 7)
+
+
+def test_a_space_without_wider_blocks_stores_the_largest_network() -> None:
+    space = mobile()
+    assert space.stored_network() == space.network(space.largest())
+    assert not [choice.name for choice in space.choices if choice.kind == "hidden"]
+
+
+def test_wider_blocks_need_sparsity_and_trainings_that_know_them() -> None:
+    with pytest.raises(UserError, match=r"hidden width iso_flop is for pruned layers.*space.sparsities="):
+        mobile(sparsities=["dense"], hidden=["plain", "iso_flop"])
+    with pytest.raises(UserError, match="hidden is \\['wide'\\]; allowed is a list out of plain, iso_flop"):
+        mobile(hidden=["wide"])
+    with pytest.raises(UserError, match=r"trains weights as a whole.*space.hidden=\[plain\]"):
+        Supernet(sparse_and_wide(sparsities=["1:4"]), Estimators(create_mask_training("iterative_shrinkage")))

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spaces.errors import UserError
 from spaces.layers import LayerSpec
 from spaces.sparsity import kept_weights, parse
-from spaces.sparsity_budget import SHARE_RULES, iso_flop_width, layer_shares
+from spaces.sparsity_budget import SHARE_RULES, WIDTH_STEP, Bottleneck, iso_flop_hidden, layer_shares
 
 MOBILE = [(16, 3, 3, 3), (64, 16, 1, 1), (64, 1, 5, 5), (24, 64, 1, 1), (192, 96, 1, 1), (10, 192)]
 shapes_strategy = st.lists(
@@ -91,23 +91,48 @@ def test_unknown_rules_and_impossible_shares_are_refused() -> None:
     for kept in (Fraction(0), Fraction(-1), Fraction(3, 2)):
         with pytest.raises(UserError, match=f"kept share {kept}"):
             layer_shares(MOBILE, kept, "uniform")
-        with pytest.raises(UserError, match=f"kept share {kept}"):
-            iso_flop_width(8, 8, kept)
-    with pytest.raises(UserError, match="divisor 0"):
-        iso_flop_width(8, 8, Fraction(1, 2), divisor=0)
 
 
-@given(st.integers(1, 2048), st.integers(1, 2048), kept_strategy, st.sampled_from([1, 4, 8, 16]))
-def test_a_sparse_wide_layer_costs_at_most_the_dense_one(inputs: int, outputs: int, kept: Fraction, divisor: int) -> None:
-    wide_in, wide_out = iso_flop_width(inputs, outputs, kept, divisor)
-    assert kept * wide_in * wide_out <= inputs * outputs
-    for width, wide in ((inputs, wide_in), (outputs, wide_out)):
-        assert wide == width or wide % divisor == 0
-        assert wide >= width
-        assert max(wide, wide // divisor * divisor + divisor) ** 2 * kept > width**2  # one step more would cost more
+blocks_strategy = st.builds(
+    lambda width, expansion, out, kernel, side, stride: Bottleneck(
+        width, width * expansion, out, kernel, side**2, ((side - 1) // stride + 1) ** 2
+    ),
+    st.sampled_from([8, 16, 24, 40]),
+    st.integers(2, 6),
+    st.sampled_from([8, 16, 24, 40]),
+    st.sampled_from([1, 3, 5]),
+    st.integers(1, 20),
+    st.integers(1, 2),
+)
+patterns_strategy = st.sampled_from(["dense", "group@1/2", "1:4", "3:4", "block4x1@1/2", "unstructured@1/3", "group@1/8"])
 
 
-def test_a_quarter_of_the_weights_doubles_both_widths_at_equal_macs() -> None:
-    assert iso_flop_width(24, 64, Fraction(1, 4)) == (48, 128)
-    dense = LayerSpec("conv2d", 24, 64, 7, 7, 3)
-    assert LayerSpec("conv2d", 48, 128, 7, 7, 3, sparsity="1:4").macs == dense.macs
+def macs_of(block: Bottleneck, hidden: int, expand: str, project: str) -> int:
+    """Through layer specifications."""
+    into = LayerSpec("conv2d", block.inputs, hidden, 1, block.input_positions, sparsity=expand)
+    depthwise = LayerSpec("conv2d", hidden, hidden, 1, block.output_positions, block.kernel, groups=hidden)
+    out_of = LayerSpec("conv2d", hidden, block.outputs, 1, block.output_positions, sparsity=project)
+    return into.macs + depthwise.macs + out_of.macs
+
+
+def fits(block: Bottleneck, hidden: int, expand: str, project: str) -> bool:
+    try:
+        return macs_of(block, hidden, expand, project) <= macs_of(block, block.hidden, "dense", "dense")
+    except UserError:
+        return False
+
+
+@given(blocks_strategy, patterns_strategy, patterns_strategy)
+def test_a_sparse_block_is_as_wide_as_the_dense_ones_macs_allow(block: Bottleneck, expand: str, project: str) -> None:
+    found = iso_flop_hidden(block, expand, project)
+    assert found >= block.hidden
+    assert found == block.hidden or (found % WIDTH_STEP == 0 and fits(block, found, expand, project))
+    wider = range(found // WIDTH_STEP * WIDTH_STEP + WIDTH_STEP, 9 * block.hidden, WIDTH_STEP)
+    assert not any(fits(block, hidden, expand, project) for hidden in wider)
+
+
+def test_a_quarter_of_the_weights_makes_a_block_nearly_four_times_as_wide() -> None:
+    """Nearly, because the depthwise convolution grows with it: 49 MACs per inner channel become 19."""
+    assert iso_flop_hidden(Bottleneck(16, 64, 24, 3, 49, 49), "1:4", "1:4") == 160 == 64 * 49 // 19 // 8 * 8
+    assert iso_flop_hidden(Bottleneck(16, 64, 24, 1, 49, 49), "1:4", "1:4") == 232
+    assert iso_flop_hidden(Bottleneck(16, 64, 24, 3, 49, 49), "dense", "dense") == 64
