@@ -72,7 +72,7 @@ class Supernet(nn.Module):
         return {name: value for name, value in self.__dict__.items() if name != "_walk"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
         self._walk = lru_cache(REMEMBERED_NETWORKS)(self.space.network)
 
     def _layer(self, node: Node) -> ElasticLayer:
