@@ -398,7 +398,7 @@ def test_the_first_study_does_not_depend_on_the_second_and_the_second_begins_whe
     predicted = PredictedValues(tiny_space, goal.values, {"two": latencies["two"]})
     front = evaluated_front(both.of(INITIAL, *ROUNDS[:3]), predicted, goal.objectives, [])
     assert begins[0] == front[0].architecture
-    assert {c.architecture for c in front} <= set(begins)
+    assert {c.architecture for c in front[:2]} <= set(begins)  # as many as surely fit among the candidates of a round
     assert not any(e.architecture in {f.architecture for f in both.of(INITIAL, *ROUNDS[:3])} for e in both.of(*ROUNDS[3:]))
 
 
