@@ -38,6 +38,7 @@ from search.sweep import JOBS_FOLDER, SweepRecorder, job_of, with_folder
 from search.sweep_report import tell_sweep
 from search.training.finishing import FinishSettings
 from search.training.parallel import Processes
+from spaces.entangled import check_held
 from spaces.errors import UserError
 from spaces.files import write_atomically
 from spaces.supernet import check_estimators
@@ -217,6 +218,9 @@ def build_job(
         profile_settings = ProfileSettings(**{str(key): value for key, value in profile.items()})
     with told("finish"):
         finish_settings = FinishSettings(**{str(key): value for key, value in config.finish.items()})
+    with told("relaxation"):
+        relaxation = instantiate(config.relaxation, _convert_="all")
+        check_held(space, relaxation.held)
     with told("evaluation"):
         evaluation_settings = EvaluationSettings(**{str(key): value for key, value in evaluation.items()})
     return Job(
@@ -237,6 +241,7 @@ def build_job(
         processes=processes,
         worker_command=worker_command,
         finish=finish_settings,
+        relaxation=relaxation,
         export=ExportSettings(config.export.winners, config.export.random_winners, instantiate(config.export.tolerances)),
         settings=settings,
         progress=progress,

@@ -25,6 +25,7 @@ from search.export import Tolerances
 from search.objectives import Goal
 from search.predicted import PredictedValues
 from search.progress import StageProgress
+from search.relaxation import RelaxationSettings
 from search.run import Run, digest
 from search.study import StudySettings
 from search.training import SupernetTraining
@@ -39,6 +40,7 @@ from spaces.weights import Estimators
 SUPERNET_FILE = "supernet/supernet.safetensors"
 EVALUATIONS_FILE = "evaluations.parquet"
 FINISHED_FOLDER = "finished"
+RELAXED_FOLDER = "relaxed"
 
 
 @dataclass(frozen=True)
@@ -106,6 +108,7 @@ class Job:
         processes: on what the supernet is trained.
         worker_command: arguments of `python -m search` with which further processes join the training.
         finish: how winners are finished, where they are.
+        relaxation: how a gradient search goes, where there is one.
         export: what is exported.
         settings: the configuration of each part as plain values, for fingerprints.
         progress: where progress is shown.
@@ -129,6 +132,7 @@ class Job:
     processes: Processes
     worker_command: Sequence[str]
     finish: FinishSettings
+    relaxation: RelaxationSettings
     export: ExportSettings
     settings: Mapping[str, Any]
     progress: StageProgress
@@ -145,12 +149,18 @@ class Job:
             "tables": lambda: [self.space.fingerprint, devices, s["profile"], self.seed],
             "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], s["estimators"], self.seed],
             "predictors": lambda: [output("tables"), output("supernet"), s["evaluation"], s["predictor"], self.seed],
-            "study": lambda: [output("predictors"), s["study"], goals, self.seed],
+            "relax": lambda: [output("predictors"), s["relaxation"], goals, self.seed],
+            "study": lambda: [output("predictors"), s["study"], goals, self.seed, self.relaxed_output],
             "finish": lambda: [output("study"), s["finish"], s["export"]["winners"]],
             "export": lambda: [output("study"), s["export"], self.finished_output],
             "report": lambda: [output("export")],
         }
         return digest(stage, __version__, *parts[stage]())
+
+    @property
+    def relaxed_output(self) -> str | None:
+        """What the stage `relax` found with the present predictors; `None` where it was not done."""
+        return self.run.output("relax") if self.run.finished("relax", self.fingerprint("relax"), ()) else None
 
     @property
     def finished_output(self) -> str | None:

@@ -37,6 +37,7 @@ from search.report_text import (
     noise,
     plus_minus,
     prediction_error,
+    relaxation,
     supernet_cost,
     takeaway,
     verified,
@@ -168,6 +169,7 @@ def _context(summary: Summary) -> dict[str, Any]:
         "overview": report_devices.overview(devices),
         "supernet_cost": supernet_cost(summary),
         "finishing": finishing(summary),
+        "relaxation": relaxation(summary),
         "provenance": _provenance(summary),
     }
 

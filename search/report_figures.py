@@ -148,10 +148,12 @@ def search(summary: Summary) -> go.Figure | None:
     """Predicted latency against accuracy: candidates seen by the predictors alone, evaluated ones, random ones, the front."""
     study = summary.get("study") or {}
     found = with_numbers(summary.get("front"), "predicted_us", "accuracy")
+    strategy = safe((summary.get("relaxation") or {}).get("strategy", "gradient search"))
     groups = (
         ("candidates, accuracy predicted", study.get("cloud"), {"color": "#C3C8D0", "size": 4}),
         ("random search, accuracy measured", study.get("random"), {"color": PINK, "size": 7, "symbol": "x"}),
         ("evaluated, accuracy measured", study.get("evaluated"), {"color": SKY, "size": 7}),
+        (f"{strategy}, accuracy measured", study.get("relaxed"), {"color": ORANGE, "size": 9, "symbol": "diamond"}),
     )
     figure = figure_of(460, "predicted latency (µs)", "validation accuracy")
     latencies = [f["predicted_us"] for f in found]

@@ -120,6 +120,22 @@ def supernet_cost(summary: Summary) -> str:
     return f"{text} So it pays from {pays:.0f} winners on." if pays else f"{text} Finishing costs more than training alone."
 
 
+def relaxation(summary: Summary) -> str:
+    """What a gradient search found."""
+    found = summary.get("relaxation") or {}
+    members = found.get("members") or []
+    if not members:
+        return ""
+    seconds = sum(number(m.get("seconds")) or 0.0 for m in members)
+    errors = [(shown(fit.get("mape"), ".1f", " %", 100), fit.get("cost")) for fit in (found.get("fits") or {}).values()]
+    fits = ", ".join(f"{error} for {cost}" for error, cost in errors)
+    return (
+        f"The gradient search {found.get('strategy', '')} was run with {len(members)} weights of the cost before the study, "
+        f"{shown(seconds, ',.0f')} s in all; the study went on from what it found. "
+        f"Its gradient came from a sum over options, whose mean error was {fits}."
+    )
+
+
 def finishing(summary: Summary) -> str:
     """What finishing brought."""
     networks = summary.get("finish") or []

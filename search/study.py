@@ -82,6 +82,7 @@ def run_studies(
     settings: StudySettings,
     on_progress: Progress = lambda what, done, total: None,
     left_out: Mapping[Goal, LeftOut] | None = None,
+    relaxed: tuple[str, Sequence[Architecture]] = ("", ()),
 ) -> dict[Goal, StudyResult]:
     """Search, one study after the other.
 
@@ -94,9 +95,15 @@ def run_studies(
         settings: rounds and numbers, of each study.
         on_progress: called with what is done, how many are done, and of how many.
         left_out: options that no round of a goal proposes.
+        relaxed: a gradient strategy and what it found, evaluated already; the studies go on from there.
     """
     seen = evaluations.of(INITIAL)
     results, counts = {goal: StudyResult() for goal in goals}, {INITIAL: len(seen)}
+    strategy, found = relaxed
+    if found:
+        begun = {e.architecture for e in seen}
+        seen += [e for e in evaluations if e.architecture in set(found) - begun]
+        counts[strategy] = len(seen)
     for place, (goal, predicted) in enumerate(goals.items()):
         whose, result = f"{goal.name} " if len(goals) > 1 else "", results[goal]
         for number in range(1, settings.rounds + 1):
@@ -115,7 +122,7 @@ def run_studies(
             wanted = set(chosen)
             seen += [e for e in evaluations if e.architecture in wanted]
             counts[source] = len(seen)
-    drawn = settings.rounds * settings.evaluations * len(goals)
+    drawn = settings.rounds * settings.evaluations * len(goals) + len(set(found))
     sample = next(iter(goals.values())).space.sample_spread
     baseline = random_baseline(evaluations, drawn, settings.seed, sample, measure, on_progress)
     for goal, predicted in goals.items():

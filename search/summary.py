@@ -17,7 +17,9 @@ from search.job import Job
 from spaces.errors import UserError
 
 PACKAGES = ("torch", "onnxruntime", "onnx", "onnx-ir", "optuna", "pytorch-lightning", "hydra-core", "scikit-learn", "numpy")
-STAGES = ("space", "tables", "supernet", "predictors", "study", "finish", "export")
+STAGES = ("space", "tables", "supernet", "predictors", "relax", "study", "finish", "export")
+
+OPTIONAL = ("relax", "finish")
 
 SUMMARY_FILE = "summary.json"
 
@@ -62,7 +64,11 @@ def summarize(
     exported = facts["export"]["devices"]
     if job.finished_output is None:
         facts["finish"] = {}
-    seconds = {n: record.seconds for n in STAGES if (record := job.run.record(n)) is not None and (facts[n] or n != "finish")}
+    if job.relaxed_output is None:
+        facts["relax"] = {}
+    seconds = {
+        n: record.seconds for n in STAGES if (record := job.run.record(n)) is not None and (facts[n] or n not in OPTIONAL)
+    }
     supernet = {name: facts["supernet"][name] for name in ("epochs", "steps", "curve")}
     studies = study_figures(job, facts["study"], points)
     devices = {
@@ -91,6 +97,7 @@ def summarize(
         "data": data_figures(job),
         "accuracy_predictor": facts["predictors"]["accuracy_predictor"],
         "supernet": {**supernet, "seconds": seconds["supernet"], **cost_figures(job, facts, exported)},
+        "relaxation": facts["relax"],
         "finish": facts["finish"].get("networks", []),
         **first,
         "devices": devices if len(devices) > 1 else {},
@@ -136,9 +143,11 @@ def versions() -> dict[str, str]:
 
 def fingerprints(job: Job) -> dict[str, str]:
     """Fingerprints of the space, the data, the devices and what each stage made."""
-    outputs = {name: job.run.output(name) for name in STAGES if name not in ("space", "finish")}
+    outputs = {name: job.run.output(name) for name in STAGES if name not in ("space", *OPTIONAL)}
     if job.finished_output is not None:
         outputs["finish"] = job.finished_output
+    if job.relaxed_output is not None:
+        outputs["relax"] = job.relaxed_output
     devices = {f"device {name}": device.fingerprint for name, device in job.devices.items()}
     return {"space": job.space.fingerprint, "data": job.data_fingerprint, **devices, **outputs}
 

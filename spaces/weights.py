@@ -92,9 +92,7 @@ class ElasticWeight(nn.Module):
             sparsity: see `spaces.sparsity`.
             precision: see `spaces.precision`.
         """
-        weight = self.masked(shape, sparsity)
-        quantizer = self._quantizer(precision)
-        return weight if quantizer is None else quantizer(weight)
+        return self.on_grid(self.masked(shape, sparsity), precision)
 
     def masked(self, shape: tuple[int, ...], sparsity: str) -> torch.Tensor:
         """The sliced weight with its mask, before it is quantized."""
@@ -103,6 +101,15 @@ class ElasticWeight(nn.Module):
             return weight
         keep = self._once(("mask", shape, sparsity), partial(self._mask, weight, sparsity), parse(sparsity).kept)
         return self.estimators.masks.apply(weight, keep)
+
+    def with_mask(self, weight: torch.Tensor, sparsity: str) -> torch.Tensor:
+        """A weight that was made of the sliced one, with its mask."""
+        return weight if sparsity == "dense" else self.estimators.masks.apply(weight, self._mask(weight, sparsity))
+
+    def on_grid(self, weight: torch.Tensor, precision: str) -> torch.Tensor:
+        """A sliced and masked weight, quantized."""
+        quantizer = self._quantizer(precision)
+        return weight if quantizer is None else quantizer(weight)
 
     def final(self, shape: tuple[int, ...], sparsity: str, precision: str) -> tuple[torch.Tensor, EncodedWeight | None]:
         """A copy of the weight as it ships, and its codes when it is quantized; what a mask removes is 0 here."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from search.job import EVALUATIONS_FILE, FINISHED_FOLDER, SUPERNET_FILE, Job
+from search.job import EVALUATIONS_FILE, FINISHED_FOLDER, RELAXED_FOLDER, SUPERNET_FILE, Job
 from search.run import Facts
 from search.stages.deliver import export_winners, report_run
 from search.stages.find import search_study
 from search.stages.finish import finish_winners
 from search.stages.learn import fit_predictors, train_supernet
 from search.stages.measure import describe_space, measure_tables, print_choices
+from search.stages.relax import relax_choices
 from search.summary import SUMMARY_FILE
 from search.training import CHECKPOINT
 
@@ -72,6 +73,7 @@ STAGES = (
         shared=(EVALUATIONS_FILE, "predictors/accuracy.json", "predictors/latency@DEVICE.json"),
         unfinished=(EVALUATIONS_FILE,),
     ),
+    Stage("relax", relax_choices, (RELAXED_FOLDER,), ()),
     Stage("study", search_study, ("study.log", "front.csv", "points.json"), ("study.log", "front.csv", "points.json")),
     Stage("finish", finish_winners, (FINISHED_FOLDER,), ()),
     Stage("export", export_winners, ("winners", "baselines"), ()),

@@ -16,6 +16,7 @@ from search.job import Job
 from search.left_out import NOTHING, LeftOut, left_out
 from search.objectives import Goal
 from search.run import Facts
+from search.stages.relax import relaxed_architectures
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.files import write_atomically
@@ -38,6 +39,7 @@ def search_study(job: Job) -> Facts:
         job.study,
         job.progress.advance,
         left_out=unpaid,
+        relaxed=relaxed_architectures(job),
     )
     begin = time.perf_counter()
     archive(job.path("study.log"), job.space, {study_name(job, g): finished(g, result) for g, result in results.items()})
@@ -157,18 +159,22 @@ def chosen_winners(job: Job) -> dict[Goal, list[Candidate]]:
 def write_points(job: Job, results: Results) -> None:
     """`points.json`: what the report draws of the search, by device: its predicted latency against accuracy."""
     points = {}
+    relaxed = set(relaxed_architectures(job)[1])
     for goal, result in results.items():
         every = max(1, len(result.candidates) // CLOUD_POINTS)
         costs = job.predicted[goal].costs
         for latency in (f"latency@{device}" for device in goal.devices):
-            evaluated: dict[str, list[list[float]]] = {source: [] for source in ("searched", "random")}
+            evaluated: dict[str, list[list[float]]] = {source: [] for source in ("searched", "random", "relaxed")}
             for e in job.evaluations:
                 point = [costs(e.architecture)[latency], e.accuracy]
                 evaluated["random" if e.source == RANDOM else "searched"].append(point)
+                if e.architecture in relaxed:
+                    evaluated["relaxed"].append(point)
             cloud = [[c.values[latency], c.values["accuracy"]] for c, _ in result.candidates[::every]][:CLOUD_POINTS]
             points[latency.partition("@")[2]] = {
                 "cloud": cloud,
                 "evaluated": evaluated["searched"],
                 "random": evaluated["random"],
+                **({"relaxed": evaluated["relaxed"]} if relaxed else {}),
             }
     write_atomically(job.path("points.json"), json.dumps(points))

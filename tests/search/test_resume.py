@@ -132,6 +132,30 @@ def test_killed_at_the_second_device_and_started_again(
     assert pq.read_table(run / "evaluations.parquet").to_pylist() == expected
 
 
+def test_killed_in_a_gradient_search_and_started_again(
+    call: Call, tiny_job: Job, finished: Path, tiny_tables: Path, tmp_path: Path
+) -> None:
+    """Killed in the first search, in the second, and while what they found is evaluated."""
+    relax = ("relaxation.cost_weights=[0.05,1.0]", "relaxation.cost_samples=64", "stages=[relax,study]")
+    for name in ("run", "whole"):
+        begun_before("study", finished, tiny_tables, tmp_path / name)
+    whole = call(tmp_path, *tiny_job, "run=whole", *relax)
+    assert (whole.status, whole.err) == (0, "")
+    for before, number in (("relaxed/", 2), ("relaxed/", 2), ("evaluations.parquet", 1)):
+        killed = call(tmp_path, *tiny_job, "run=run", *relax, kill_before=[before, number])
+        assert killed.status == -signal.SIGKILL, killed.err
+        assert record(tmp_path / "run")["relax"]["done"] is False
+    again = call(tmp_path, *tiny_job, "run=run", *relax)
+    assert (again.status, again.err) == (0, "")
+    run, undisturbed = record(tmp_path / "run"), record(tmp_path / "whole")
+    assert run["relax"]["output"] == undisturbed["relax"]["output"]
+    found, expected = run["relax"]["facts"], undisturbed["relax"]["facts"]
+    timeless = [{k: v for k, v in member.items() if k != "seconds"} for member in found["members"]]
+    assert timeless == [{k: v for k, v in member.items() if k != "seconds"} for member in expected["members"]]
+    assert (tmp_path / "run" / "front.csv").read_text() == (tmp_path / "whole" / "front.csv").read_text()
+    assert run["study"]["facts"]["studies"]["x86"]["hypervolume_after"][:2] == ["initial", "proxyless"]
+
+
 def begun_before(stage: str, finished: Path, tables: Path, run: Path) -> None:
     """A run that was stopped when `stage` was about to begin."""
     run.mkdir()
