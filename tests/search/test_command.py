@@ -163,6 +163,39 @@ def test_a_table_that_is_old_is_checked_before_it_is_used(
     one_line(call(tmp_path, *job, "run=c", "profile.recheck_days=-1"), "recheck_days is -1", "null for no check")
 
 
+# -- peak memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_is_searched_for_and_stands_on_the_cards(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    wanted = ("objectives=[accuracy,peak_memory]", "constraints=['peak_memory@x86<=1MB']", "export.random_winners=0")
+    ended = call(tmp_path, *tiny_job, *wanted, "run=run")
+    assert ended.status == 0, ended.err
+    assert "x86: peak memory on" in ended.out
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "run" / "front.csv").read_text())))
+    assert all(0 < float(row["peak_memory@x86"]) <= 1e6 for row in rows)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["memory_models"]["x86"]["mape"] < 0.3
+    assert [o["unit"] for o in summary["study"]["objectives"]] == ["", "B"]
+    cards = [json.loads(path.read_text()) for path in (tmp_path / "run" / "winners").rglob("card.json")]
+    assert cards
+    for card in cards:
+        assert card["peak_bytes"] > 0
+        assert card["predicted_peak_bytes"] == pytest.approx(card["peak_bytes"], rel=0.5)
+        low, high = card["predicted_peak_bytes_90"]
+        assert low <= card["predicted_peak_bytes"] <= high
+    assert "peak memory, kB" in (tmp_path / "run" / "report.html").read_text()
+    table = tmp_path / "run" / "tables" / "x86.memory.json"
+    table.write_text("{")
+    one_line(call(tmp_path, *wanted, "run=run", "stages=[export]", "export.winners=1"), "x86.memory.json is damaged")
+
+
+def test_peak_memory_is_refused_where_nothing_measures_it(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    where = [*tiny_job, "device=torch_cpu", "run=run"]
+    one_line(call(tmp_path, *where, "objectives=[accuracy,peak_memory]"), "device torch_cpu", "does not tell how much memory")
+    one_line(call(tmp_path, *where, "constraints=['peak_memory<=1MB']"), "does not tell how much memory")
+    assert not (tmp_path / "run").exists()
+
+
 # -- data ---------------------------------------------------------------------------------------------------------------------
 
 
@@ -505,7 +538,11 @@ def test_help_explains(tmp_path: Path) -> None:
     done = program(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
-        *("accuracy, latency, latency@DEVICE, size, memory, macs, parameters", "us ms s", "python -m search stages=[space]"),
+        *(
+            "accuracy, latency, latency@DEVICE, peak_memory, peak_memory@DEVICE, size, memory, macs, parameters",
+            "us ms s",
+            "python -m search stages=[space]",
+        ),
         *("run=runs/NAME stages=[export]", "-m seed=0,1,2", "study: nsga2, random, tpe", "candidates: 5000"),
     ):
         assert words in done.stdout
