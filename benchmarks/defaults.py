@@ -5,18 +5,35 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from hydra import compose, initialize_config_dir
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
-from latency_lut.command import CONFIG_FOLDER
+from latency_lut.command import CONFIG_FOLDER, mistake
 from latency_lut.device import Device
 from spaces.space import Space
 
 
-def device_and_space() -> tuple[Device, Space]:
-    """Device x86 and space mobile on the digits' images."""
+def device_and_space(name: str = "x86", threads: int = 1) -> tuple[Device, Space]:
+    """A device of `conf/device`, and space mobile on the digits' images.
+
+    Raises:
+        SystemExit: there is no such device, or it does not run here.
+    """
+    known = sorted(path.stem for path in (CONFIG_FOLDER / "device").glob("*.yaml"))
+    if name not in known:
+        raise SystemExit(f"error: device {name!r}; allowed are {', '.join(known)}")
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("latency_lut")
-    return instantiate(config.devices.x86), instantiate(config.space, _convert_="all")
+        config = compose("latency_lut", [f"device=[{name}]", f"devices.{name}.threads={threads}"])
+    try:
+        return instantiate(config.devices[name]), instantiate(config.space, _convert_="all")
+    except InstantiationException as error:
+        raise SystemExit(f"error: {mistake(error)}") from error
+
+
+def take(key: str, arguments: Sequence[str], default: str) -> tuple[str, list[str]]:
+    """The text of the last `key=TEXT` among the arguments, and the others."""
+    texts = [argument.partition("=")[2] for argument in arguments if argument.startswith(f"{key}=")]
+    return (texts or [default])[-1], [argument for argument in arguments if not argument.startswith(f"{key}=")]
 
 
 def options(arguments: Sequence[str], defaults: Mapping[str, int]) -> dict[str, int]:

@@ -16,41 +16,16 @@ a fraction of it per conversion, nothing for the rest.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
 
-from latency_lut.table import LatencyTable
+from predictors.effects import LAYOUT_STEP, PRODUCER_STEP, Effects
 from predictors.prices import LayerPrice, PricedLayer
 from spaces.layers import INPUT, Network
 
-COEFFICIENTS = (
-    "layer_sum",
-    "layers_us",
-    "network_us",
-    "saved_conversions_us",
-    "saved_kilo_elements_us",
-    "skips_us",
-    "gathers_us",
-    "cold_weights_us_per_kilobyte",
-    "tensors_us_per_kilobyte",
-)
-# Of the start of a run, about two thirds of the cheapest measured pair: what a layer, a conversion and a second input save.
-START_SHARE = 0.65
-PRIOR_STARTS = np.array([0.0, -1.0, 0.0, -0.25, 0.0, -0.33, 0.0, 0.0, 0.0])
-SHRINKAGE = 0.01
 WARM_KILOBYTES = 500.0
-SMALLEST_SHARE = 0.1
-LEAST_NETWORKS = 4
-LEAST_ERROR = 0.01
-
-Row = tuple[float, int, float, int, float, int, int, float, float]
-
-
-def expected_coefficients(table: LatencyTable) -> np.ndarray:
-    """What the coefficients are before any network was timed."""
-    start_us = START_SHARE * min((entry.us for entry in table.entries.values()), default=0.0)
-    return np.array([1.0, *[0.0] * 8]) + PRIOR_STARTS * start_us
 
 
 def sources_of(network: Network) -> list[tuple[int, int]]:
@@ -79,30 +54,44 @@ def chosen_prices(network: Network, layers: Sequence[PricedLayer], lowerings: Se
     return chosen
 
 
-def row_of(layers: Sequence[PricedLayer], sources: Sequence[tuple[int, int]], chosen: Sequence[LayerPrice]) -> Row:
-    """What the coefficients multiply, in the order of `COEFFICIENTS`."""
+def row_of(
+    layers: Sequence[PricedLayer], sources: Sequence[tuple[int, int]], chosen: Sequence[LayerPrice], effects: Effects
+) -> np.ndarray:
+    """What the coefficients multiply, `(columns,)`, in the order of `Effects.names`."""
     count = len(chosen)
+    row = [0.0] * len(effects.names)
     foreign_output, alone = [False] * count, [0] * count
     home_readers, foreign_readers = [False] * count, [False] * count
     saved, skips = 0, 0
     for index, (layer, (source, skip), price) in enumerate(zip(layers, sources, chosen, strict=True)):
-        borders = price.borders
+        borders, spec = price.borders, layer.spec
         foreign_output[index] = borders.foreign_output
+        for column, value in price.effects:
+            row[column] += value
         if source >= 0:
             if borders.foreign_input:
                 alone[source] += 1
                 foreign_readers[source] = True
             else:
                 home_readers[source] = True
-        if layer.has_skip:
+        column = layer.border_column + LAYOUT_STEP * borders.foreign_input
+        if source >= 0:
+            column += PRODUCER_STEP * layers[source].producer + 2 * LAYOUT_STEP * foreign_output[source]
+        row[column] += 1.0
+        row[column + 1] += layer.input_kilo_elements
+        if spec.skip_bits:
             skips += 1
-            fused = borders.fuses_skip and skip >= 0 and foreign_output[skip]
+            source_foreign = skip >= 0 and foreign_output[skip]
+            fused = borders.fuses_skip and source_foreign
             if fused:
                 saved += 1
                 foreign_output[index] = True
             if skip >= 0:
                 alone[skip] += borders.foreign_skip
                 (foreign_readers if fused or borders.foreign_skip else home_readers)[skip] = True
+            column = effects.skip_column(spec, fused, source_foreign)
+            row[column] += 1.0
+            row[column + 1] += layer.output_kilo_elements
     kilo_elements = 0.0
     for index, layer in enumerate(layers):
         if not (home_readers[index] or foreign_readers[index]):
@@ -117,7 +106,9 @@ def row_of(layers: Sequence[PricedLayer], sources: Sequence[tuple[int, int]], ch
     tensor_kilobytes = sum([layer.tensor_kilobytes for layer in layers])
     tensor_kilobytes -= layers[0].input_kilobytes + layers[-1].output_kilobytes
     layers_us = sum([price.us for price in chosen])
-    return layers_us, count, 1.0, saved, kilo_elements, skips, gathers, cold_kilobytes, tensor_kilobytes
+    common = (layers_us, count, 1.0, saved, kilo_elements, skips, gathers, cold_kilobytes, tensor_kilobytes)
+    row[: len(common)] = common
+    return np.array(row)
 
 
 def cheapest(
@@ -125,45 +116,53 @@ def cheapest(
 ) -> list[LayerPrice]:
     """The cheapest choice, from the last layer to the first: main inputs form a tree, so costs add up along it.
 
-    A tensor with two readers is treated as two edges, and additions as if they were not fused; `predict` is exact in both.
+    A tensor with two readers is treated as two edges, and additions as if they were not fused; `row_of` is exact in both.
+
+    Args:
+        coefficients: of the columns of `Effects`.
+        layers: of a network.
+        sources: as `sources_of` gives them.
     """
     a, _, _, d, e, _, g, *_ = coefficients
-    costs = [[a * p.us + (g if p.gathers else 0.0) for p in layer.options] for layer in layers]
-    agreed = [2.0 * (d + e * layer.float_kilo_elements) for layer in layers]  # both sides want the foreign layout
+    costs: list[list[float]] = []
+    for layer in layers:
+        if len(layer.options) == 1:  # whatever it costs, it is chosen
+            costs.append([0.0])
+            continue
+        corrections = [sum([coefficients[column] * value for column, value in p.effects]) for p in layer.options]
+        costs.append([a * p.us + g * p.gathers + c for c, p in zip(corrections, layer.options, strict=True)])
+    borders_us: list[list[float]] = []  # both sides home, only the reader foreign, only the producer, both
+    for layer, (source, _) in zip(layers, sources, strict=True):
+        if source < 0 or len(layer.options) * len(layers[source].options) == 1:
+            borders_us.append([0.0] * 4)
+            continue
+        column, kilo_elements = layer.border_column + PRODUCER_STEP * layers[source].producer, layer.input_kilo_elements
+        border = [
+            coefficients[i] + coefficients[i + 1] * kilo_elements
+            for i in (column, column + LAYOUT_STEP, column + 2 * LAYOUT_STEP, column + 3 * LAYOUT_STEP)
+        ]
+        border[3] += 2.0 * (d + e * layers[source].float_kilo_elements)  # neither side converts
+        borders_us.append(border)
     for index in range(len(layers) - 1, -1, -1):
         above = sources[index][0]
-        if above < 0:
+        if above < 0 or len(layers[above].options) == 1:
             continue
-        apart, own = min(costs[index]), layers[index].options
-        saved_us = agreed[above]
-        joined = min([c + saved_us if p.borders.foreign_input else c for c, p in zip(costs[index], own, strict=True)])
+        border = borders_us[index]
+        best = [math.inf, math.inf]
+        for cost, price in zip(costs[index], layers[index].options, strict=True):
+            wanted = price.borders.foreign_input
+            best = [min(best[0], cost + border[wanted]), min(best[1], cost + border[2 + wanted])]
         row = costs[above]
         for option, price in enumerate(layers[above].options):
-            row[option] += joined if price.borders.foreign_output else apart
+            row[option] += best[price.borders.foreign_output]
     chosen: list[LayerPrice] = []
-    for layer, row, (above, _) in zip(layers, costs, sources, strict=True):
+    for layer, row, border, (above, _) in zip(layers, costs, borders_us, sources, strict=True):
         options = layer.options
         if len(options) == 1:
             chosen.append(options[0])
             continue
-        if above >= 0 and chosen[above].borders.foreign_output:
-            saved_us = agreed[above]
-            row = [c + saved_us if p.borders.foreign_input else c for c, p in zip(row, options, strict=True)]
+        if above >= 0:
+            foreign = 2 * chosen[above].borders.foreign_output
+            row = [c + border[foreign + p.borders.foreign_input] for c, p in zip(row, options, strict=True)]
         chosen.append(options[row.index(min(row))])
     return chosen
-
-
-def fit_coefficients(
-    rows: np.ndarray, measured_us: np.ndarray, variances: np.ndarray, expected: np.ndarray
-) -> tuple[np.ndarray, float]:
-    """Ridge regression of relative errors towards the expected coefficients; the relative error that is left, leave-one-out."""
-    relative = rows / measured_us[:, None]
-    scale = np.abs(relative).mean(axis=0) + 1e-9
-    x, prior = relative / scale, expected * scale
-    inverse = np.linalg.inv(x.T @ x + SHRINKAGE * len(x) * np.eye(x.shape[1]))
-    solution = prior + inverse @ x.T @ (1.0 - x @ prior)
-    leverage = np.einsum("ij,jk,ik->i", x, inverse, x)
-    residuals = (1.0 - x @ solution) / (1.0 - leverage)
-    coefficients = solution / scale
-    unexplained = residuals**2 - coefficients[0] ** 2 * variances / measured_us**2
-    return coefficients, max(LEAST_ERROR, float(np.sqrt(max(0.0, unexplained.mean()))))

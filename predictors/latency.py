@@ -1,7 +1,7 @@
 """Latency of a network on a device: the table's layers, priced in their context.
 
-`predictors.prices` says what layers cost alone (those that were not measured are fitted), `predictors.context` what their
-places in a network change.
+`predictors.prices` says what layers cost alone (those that were not measured are fitted), `predictors.context` and
+`predictors.effects` what can change in their places, `predictors.regression` by how much, learned from whole networks.
 """
 
 from __future__ import annotations
@@ -12,40 +12,41 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 import numpy as np
+from scipy.stats import norm
 
 from latency_lut.table import LatencyTable, NetworkTiming
-from predictors.context import (
-    COEFFICIENTS,
-    LEAST_NETWORKS,
-    SMALLEST_SHARE,
-    cheapest,
-    chosen_prices,
-    expected_coefficients,
-    fit_coefficients,
-    row_of,
-    sources_of,
-)
+from predictors.context import cheapest, chosen_prices, row_of, sources_of
+from predictors.effects import COEFFICIENTS
 from predictors.prices import LayerPrice, LayerPrices
 from predictors.quality import LatencyQuality
+from predictors.regression import Regression, fit_regression
 from spaces.errors import UserError
 from spaces.layers import LayerSpec, Network
 from spaces.space import Space
+
+SMALLEST_SHARE = 0.1
+LEAST_NETWORKS = 4
 
 
 class LatencyPredictor:
     """Predicts the latency of networks of a space on a device. Make one with `fit`.
 
-    Attributes:
-        coefficients: by the names in `COEFFICIENTS`, for a table in microseconds.
-        error: relative standard deviation of what the model does not explain, apart from layers that were not measured.
+    Args:
+        prices: of the layers.
+        regression: what places in a network change.
         quality: errors on held-out networks.
     """
 
-    def __init__(self, table: LatencyTable, coefficients: np.ndarray, error: float, quality: LatencyQuality) -> None:
-        self.table, self.error, self.quality = table, error, quality
-        self.coefficients = {name: float(value) for name, value in zip(COEFFICIENTS, coefficients, strict=True)}
-        self._coefficients = tuple(map(float, coefficients))
-        self._prices = LayerPrices(table)
+    def __init__(self, prices: LayerPrices, regression: Regression, quality: LatencyQuality) -> None:
+        self.table, self.regression, self.quality = prices.table, regression, quality
+        self._prices = prices
+        self._coefficients = regression.coefficients.tolist()
+
+    @property
+    def coefficients(self) -> dict[str, float]:
+        """All coefficients by name; those that are 0 on this device are left out, but never one of `COEFFICIENTS`."""
+        named = zip(self._prices.effects.names, self._coefficients, strict=True)
+        return {name: value for name, value in named if value or name in COEFFICIENTS}
 
     @classmethod
     def fit(cls, table: LatencyTable, space: Space, held_out: int = 20, seed: int = 0) -> LatencyPredictor:
@@ -67,17 +68,18 @@ class LatencyPredictor:
             raise UserError(f"the table has {len(random)} timed networks, the latency model needs {2 * LEAST_NETWORKS}; {mend}")
         order = np.random.default_rng(seed).permutation(len(random))
         kept = [random[i] for i in order[held_out:]] + [timing for timing in table.networks if timing.source != "random"]
-        prior = expected_coefficients(table)
-        unfitted = cls(table, prior, 0.0, LatencyQuality.of([1.0, 2.0], [1.0, 2.0]))
-        rows, variances = unfitted._design(kept, space)
-        measured = np.array([timing.us for timing in kept])
-        coefficients, error = fit_coefficients(rows, measured, variances, prior)
         held = [random[i] for i in order[:held_out]]
-        predicted = unfitted._design(held, space)[0] @ coefficients
-        quality = LatencyQuality.of(predicted, [timing.us for timing in held])
-        fitted = cls(table, coefficients, error, quality)
-        fitted._prices = unfitted._prices
-        return fitted
+        prices = LayerPrices(table)
+        rows, variances = _design(kept, space, prices)
+        measured_us = np.array([timing.us for timing in kept])
+        effects = prices.effects
+        regression = fit_regression(rows, measured_us, variances, effects.expected, effects.scales, len(COEFFICIENTS))
+        unknown = LatencyQuality.of([1.0, 2.0], [1.0, 1.0], [1.0, 2.0])
+        predictor = cls(prices, regression, unknown)
+        predicted = [predictor.predict(space.network(timing.architecture), timing.lowerings) for timing in held]
+        means, stds = zip(*predicted, strict=True)
+        predictor.quality = LatencyQuality.of(means, stds, [timing.us for timing in held])
+        return predictor
 
     # -- layers -------------------------------------------------------------------------------------------------------------
 
@@ -111,61 +113,56 @@ class LatencyPredictor:
             ValueError: another number of lowerings than nodes, or one that does not apply.
         """
         layers, sources = self._prices.of(network.layers), sources_of(network)
-        if lowerings is None:
-            chosen = cheapest(self._coefficients, layers, sources)
-        else:
-            chosen = chosen_prices(network, layers, lowerings)
-        row = row_of(layers, sources, chosen)
-        us = sum([c * value for c, value in zip(self._coefficients, row, strict=True)])
+        chosen = (
+            cheapest(self._coefficients, layers, sources) if lowerings is None else chosen_prices(network, layers, lowerings)
+        )
+        row = row_of(layers, sources, chosen, self._prices.effects)
+        us = float(row @ self.regression.coefficients)
         # Far outside of what was timed a linear model can go below any sense; a network never costs a tenth of its layers.
-        us = max(us, SMALLEST_SHARE * row[0])
-        variance = sum([price.std_us**2 for price in chosen])
-        return us, math.sqrt((self.error * us) ** 2 + self._coefficients[0] ** 2 * variance)
+        us = max(us, SMALLEST_SHARE * float(row[0]))
+        layers_variance = sum([price.std_us**2 for price in chosen])
+        return us, math.sqrt(self.regression.variance_us2(row, us, layers_variance))
 
-    def _design(self, timings: Sequence[NetworkTiming], space: Space) -> tuple[np.ndarray, np.ndarray]:
-        """Rows `(n, 9)` that the coefficients multiply, and the variance of their layer sums."""
-        rows, variances = [], []
-        for timing in timings:
-            network = space.network(timing.architecture)
-            layers = self._prices.of(network.layers)
-            chosen = chosen_prices(network, layers, timing.lowerings)
-            rows.append(row_of(layers, sources_of(network), chosen))
-            variances.append(sum(price.std_us**2 for price in chosen))
-        return np.array(rows), np.array(variances)
+    def interval(
+        self, network: Network, lowerings: Sequence[str] | None = None, coverage: float = 0.9
+    ) -> tuple[float, float, float]:
+        """Lower end, prediction and upper end, in microseconds; of networks like those timed the share `coverage` lies between.
 
-    # -- storing --------------------------------------------------------------------------------------------------------------
+        Args:
+            network: as in `predict`.
+            lowerings: as in `predict`.
+            coverage: above 0 and below 1; calibrated at 0.9, by the normal distribution elsewhere.
+
+        Raises:
+            ValueError: as in `predict`, or `coverage` is out of range.
+        """
+        if not 0.0 < coverage < 1.0:
+            raise ValueError(f"coverage is {coverage}; allowed is above 0 and below 1")
+        us, std_us = self.predict(network, lowerings)
+        half = float(norm.ppf(0.5 + coverage / 2)) * std_us
+        return max(0.0, us - half), us, us + half
 
     def to_json(self) -> str:
-        """Coefficients, error and quality. The prices stay in the table, and the regressor is fitted again from it."""
+        """Coefficients, error and quality, for people and other programs; a predictor is fitted again from its table."""
         values = {
             "device": self.table.device_name,
             "device_fingerprint": self.table.device_fingerprint,
             "coefficients": self.coefficients,
-            "error": self.error,
+            "error": self.regression.error,
+            "widening": self.regression.widening,
+            "loo_error": self.regression.loo_error,
             "quality": asdict(self.quality),
         }
         return json.dumps(values, indent=2)
 
-    @classmethod
-    def from_json(cls, text: str, table: LatencyTable) -> LatencyPredictor:
-        """The predictor that `to_json` stored, on the same table.
 
-        Raises:
-            UserError: the text is damaged, or of a table of another device.
-        """
-        try:
-            values = json.loads(text)
-            coefficients = np.array([float(values["coefficients"][name]) for name in COEFFICIENTS])
-            stored = values["quality"]
-            quality = LatencyQuality.of(stored["predicted_us"], stored["measured_us"])
-            error, fingerprint = float(values["error"]), values["device_fingerprint"]
-            if not np.isfinite([*coefficients, error]).all():
-                raise ValueError("a coefficient is not finite")
-        except (ValueError, KeyError, TypeError, AttributeError) as error_:
-            raise UserError(f"the stored latency predictor is damaged ({error_}); delete it and run the job again") from error_
-        if fingerprint != table.device_fingerprint:
-            raise UserError(
-                f"the stored latency predictor is of device {fingerprint}, the table of {table.device_fingerprint}; "
-                "delete it and run the job again"
-            )
-        return cls(table, coefficients, error, quality)
+def _design(timings: Sequence[NetworkTiming], space: Space, prices: LayerPrices) -> tuple[np.ndarray, np.ndarray]:
+    """Rows `(n, columns)` that the coefficients multiply, and the variances `(n,)` of their layer sums."""
+    rows, variances = [], []
+    for timing in timings:
+        network = space.network(timing.architecture)
+        layers = prices.of(network.layers)
+        chosen = chosen_prices(network, layers, timing.lowerings)
+        rows.append(row_of(layers, sources_of(network), chosen, prices.effects))
+        variances.append(sum(price.std_us**2 for price in chosen))
+    return np.array(rows), np.array(variances)

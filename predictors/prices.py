@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from latency_lut.device import Borders, load_runtime
 from latency_lut.lowering import applicable
 from latency_lut.table import LatencyTable, Pair, pair_key
+from predictors.effects import FLOAT_PRODUCER, INTEGER_PRODUCER, Effects, Values
 from predictors.pairs import PairRegressor
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT, FLOAT_BITS
@@ -24,6 +25,7 @@ class LayerPrice:
         measured: whether they come from the table.
         borders: the layouts of its tensors.
         gathers: whether it computes on fewer channels than the dense layer.
+        effects: what else it costs depends on, as columns of `predictors.effects.Effects` and their values.
     """
 
     lowering: str
@@ -32,6 +34,7 @@ class LayerPrice:
     measured: bool
     borders: Borders
     gathers: bool
+    effects: Values
 
 
 @dataclass(frozen=True)
@@ -39,18 +42,26 @@ class PricedLayer:
     """A layer with the prices of its lowerings, and what else its place in a network costs depends on.
 
     Args:
+        spec: the layer.
         options: one price per applicable lowering.
+        producer: how the layer computes, as `predictors.effects` tells it to the border after it.
+        border_column: first column of the border before it, see `Effects.border_column`.
+        input_kilo_elements: 1000 elements of its main input.
+        output_kilo_elements: of its output.
         float_kilo_elements: of its output when that is float, 0 otherwise.
-        has_skip: whether it adds a second input.
         weight_kilobytes: of its weights in memory.
         input_kilobytes: of its main input, for one sample; a kilobyte of tensors is 1024 bytes.
         output_kilobytes: of its output.
         tensor_kilobytes: of both, and of the second input.
     """
 
+    spec: LayerSpec
     options: tuple[LayerPrice, ...]
+    producer: int
+    border_column: int
+    input_kilo_elements: float
+    output_kilo_elements: float
     float_kilo_elements: float
-    has_skip: bool
     weight_kilobytes: float
     input_kilobytes: float
     output_kilobytes: float
@@ -66,6 +77,7 @@ class LayerPrices:
 
     def __init__(self, table: LatencyTable) -> None:
         self.table = table
+        self.effects = Effects(table)
         self._runtime = load_runtime(str(table.device["runtime"]))
         self._regressor: PairRegressor | None = None
         self._layers: dict[LayerSpec, PricedLayer] = {}
@@ -91,17 +103,23 @@ class LayerPrices:
             for pair, us in zip(missing, self._regressor.predict_us(missing), strict=True):
                 fitted[pair] = float(us), float(us) * self._regressor.std[pair[1]]
         for spec, keys in pairs.items():
-            options = []
+            options, weight_kilobytes = [], _resident_bytes(spec) / 1e3
             for name, key in zip(names[spec], keys, strict=True):
                 entry = self.table.entries.get(key)
                 us, std_us = fitted[key] if entry is None else (entry.us, entry.spread_us)
                 borders = self._runtime.borders(spec, name, self.table.device)
-                options.append(LayerPrice(name, us, std_us, entry is not None, borders, key[0].sparsity != "dense"))
+                effects = self.effects.of(spec, key[1], us, entry is not None, weight_kilobytes)
+                gathers = key[0].sparsity != "dense"
+                options.append(LayerPrice(name, us, std_us, entry is not None, borders, gathers, effects))
             self._layers[spec] = PricedLayer(
+                spec,
                 tuple(options),
+                producer=INTEGER_PRODUCER if spec.integer else FLOAT_PRODUCER,
+                border_column=self.effects.border_column(spec),
+                input_kilo_elements=spec.input_elements / 1e3,
+                output_kilo_elements=spec.output_elements / 1e3,
                 float_kilo_elements=spec.output_elements / 1e3 if spec.output_bits == FLOAT_BITS else 0.0,
-                has_skip=spec.skip_bits > 0,
-                weight_kilobytes=_resident_bytes(spec) / 1e3,
+                weight_kilobytes=weight_kilobytes,
                 input_kilobytes=(input_kilobytes := spec.input_elements * spec.input_bits / 8 / 1024),
                 output_kilobytes=spec.output_bytes / 1024,
                 tensor_kilobytes=input_kilobytes + (spec.output_bytes + spec.output_elements * spec.skip_bits / 8) / 1024,

@@ -14,13 +14,13 @@ from latency_lut.lowerings.nodes import (
     bias_of,
     encoded_weight,
     flat,
-    float_weight,
     gathered,
     kept_columns,
     operator,
     values_of,
     weight_of,
 )
+from latency_lut.lowerings.packing import float_weight
 from spaces.layers import TOKEN_OPERATORS, LayerSpec
 from spaces.precision import FLOAT, PER_CHANNEL, PER_TENSOR
 from spaces.quantizers import EncodedWeight

@@ -14,6 +14,7 @@ from latency_lut.graph import GraphBuilder, Tensor
 from latency_lut.lowerings.base import LayerWeights, lowering, range_of
 from latency_lut.lowerings.floating import has_groups
 from latency_lut.lowerings.nodes import bias_of, encoded_weight, flat, gathered, kept_columns, operator, weight_of
+from latency_lut.lowerings.packing import integer_levels
 from spaces.layers import LayerSpec
 from spaces.quantizers import EncodedWeight, activation_grid
 from spaces.quantizers.integer_layer import fine_levels, with_bias
@@ -34,7 +35,7 @@ def qdq_u8(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -
     """Integer arithmetic: uint8 activations, int8 weights per output channel."""
     x = flat(g, spec, quantized_input(g, spec, weights, x))
     codes, scales = levels_of(spec, weight_of(weights), weights.encoded)
-    weight, bias = integer_weights(g, x, codes, scales, bias_of(weights))
+    weight, bias = integer_weights(g, spec, x, codes, scales, bias_of(weights))
     return operator(g, spec, g.dequantize(x, "in_dq"), weight, bias, spec.groups)
 
 
@@ -44,7 +45,7 @@ def gather_groups_qdq(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x
     dense = weight_of(weights)
     codes, scales = levels_of(spec, dense, weights.encoded)
     channels, x = gathered(g, spec, dense, quantized_input(g, spec, weights, x))
-    weight, bias = integer_weights(g, x, kept_columns(codes, channels), scales, bias_of(weights))
+    weight, bias = integer_weights(g, spec, x, kept_columns(codes, channels), scales, bias_of(weights))
     return operator(g, spec, g.dequantize(x, "in_dq"), weight, bias, GROUP_BLOCKS)
 
 
@@ -61,19 +62,32 @@ def levels_of(spec: LayerSpec, weight: np.ndarray, encoded: EncodedWeight | None
 
 
 def integer_weights(
-    g: GraphBuilder, x: Tensor, levels: np.ndarray, scales: np.ndarray, bias: np.ndarray | None, name: str = ""
+    g: GraphBuilder,
+    spec: LayerSpec,
+    x: Tensor,
+    levels: np.ndarray,
+    scales: np.ndarray,
+    bias: np.ndarray | None,
+    name: str = "",
 ) -> tuple[ir.Value, ir.Value | None]:
     """Weight and bias as integers with their DequantizeLinear nodes.
 
     Raises:
         ValueError: the input is not quantized.
     """
-    if bias is None:
-        return _dequantized(g, f"{name}weight", levels, scales), None
-    if x.scale is None or x.scale.const_value is None:
-        raise ValueError("an integer layer needs a quantized input")
-    levels, scales, bias_levels, bias_scales = with_bias(levels, scales, bias, np.float32(x.scale.const_value.numpy()))
-    return _dequantized(g, f"{name}weight", levels, scales), _dequantized(g, f"{name}bias", bias_levels, bias_scales)
+    weight_name, bias_name = f"{name}weight", f"{name}bias"
+    bias_levels = bias_scales = None
+    if bias is not None:
+        if x.scale is None or x.scale.const_value is None:
+            raise ValueError("an integer layer needs a quantized input")
+        input_scale = np.float32(x.scale.const_value.numpy())
+        levels, scales, bias_levels, bias_scales = with_bias(levels, scales, bias, input_scale)
+    stored = integer_levels(g, levels, spec.arithmetic.weight_bits, weight_name)
+    weight = _dequantized(g, weight_name, stored, np.zeros(len(scales), np.int8), scales)
+    if bias_levels is None or bias_scales is None:
+        return weight, None
+    stored = g.constant(bias_name, bias_levels)
+    return weight, _dequantized(g, bias_name, stored, np.zeros(len(scales), np.int32), bias_scales)
 
 
 def quantized_input(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -> Tensor:
@@ -83,8 +97,7 @@ def quantized_input(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: 
     return g.quantize(x.value, *activation_grid(*range_of(weights.input_range, "input_range", spec)), name="in_q")
 
 
-def _dequantized(g: GraphBuilder, name: str, levels: np.ndarray, scales: np.ndarray) -> ir.Value:
-    """A constant on an integer grid. Zero points are written although they are 0: onnxruntime fuses a Gemm only with them."""
-    zeros = np.zeros(len(scales), levels.dtype)
-    inputs = [g.constant(name, levels), g.constant(f"{name}_scale", scales), g.constant(f"{name}_zero", zeros)]
+def _dequantized(g: GraphBuilder, name: str, levels: ir.Value, zeros: np.ndarray, scales: np.ndarray) -> ir.Value:
+    """Levels on an integer grid. Zero points are written although they are 0: onnxruntime fuses a Gemm only with them."""
+    inputs = [levels, g.constant(f"{name}_scale", scales), g.constant(f"{name}_zero", zeros)]
     return g.op("DequantizeLinear", inputs, f"{name}_dq", axis=0)

@@ -11,7 +11,8 @@ from latency_lut.graph import GraphBuilder, Tensor
 from latency_lut.lowerings.base import LayerWeights, lowering, range_of
 from latency_lut.lowerings.floating import computes_in_floats
 from latency_lut.lowerings.integer import integer_weights, levels_of, quantized_input
-from latency_lut.lowerings.nodes import bias_of, encoded_weight, flat, float_weight, operator, values_of, weight_of
+from latency_lut.lowerings.nodes import bias_of, encoded_weight, flat, operator, values_of, weight_of
+from latency_lut.lowerings.packing import float_weight
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT
 from spaces.quantizers import activation_grid
@@ -59,11 +60,11 @@ def factors_multiplied(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, 
 def two_factors_qdq(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -> ir.Value:
     """Two integer layers; what is between them has a grid of its own."""
     x = flat(g, spec, quantized_input(g, spec, weights, x))
-    first, _ = integer_weights(g, x, *levels_of(spec, _factor(weights), weights.factor_encoded), None, "factor_")
+    first, _ = integer_weights(g, spec, x, *levels_of(spec, _factor(weights), weights.factor_encoded), None, "factor_")
     y = operator(g, spec, g.dequantize(x, "in_dq"), first, None, 1, "factor_")
     middle = g.quantize(y, *activation_grid(*range_of(weights.factor_range, "factor_range", spec)), name="factor_q")
     codes, scales = levels_of(spec, weight_of(weights), weights.encoded)
-    second, bias = integer_weights(g, middle, codes, scales, bias_of(weights))
+    second, bias = integer_weights(g, spec, middle, codes, scales, bias_of(weights))
     return operator(g, _second(spec), g.dequantize(middle, "factor_dq"), second, bias, 1)
 
 

@@ -33,7 +33,8 @@ def with_bias(
     """Levels and scales of a weight and of the bias that goes with it.
 
     A bias is a 32-bit level of scale(input) * scale(weight). Where batch norm has all but switched a channel off, its bias
-    would not fit: then the weight's grid is widened, which costs that channel's tiny weights nothing that matters.
+    would not fit: then the weight's grid is widened, which costs that channel's tiny weights nothing that matters. Levels stay
+    multiples of what they all are multiples of, so that they take no more bits than before.
 
     Args:
         levels: int8 `(out, ...)`.
@@ -45,6 +46,9 @@ def with_bias(
         Levels of the weight, its scales, levels of the bias (int32), and its scales.
     """
     widened = np.maximum(scales, np.abs(bias) / (input_scale * BIAS_LEVELS)).astype(np.float32)
-    levels = np.rint(levels * (scales / widened).reshape(-1, *[1] * (levels.ndim - 1))).astype(np.int8)
+    if not np.array_equal(scales, widened):
+        step = max(1, int(np.gcd.reduce(np.abs(levels.astype(np.int64)), axis=None)))
+        shrunk = levels / step * (scales / widened).reshape(-1, *[1] * (levels.ndim - 1))
+        levels = (np.rint(shrunk) * step).astype(np.int8)
     bias_scales = widened * input_scale
     return levels, widened, np.rint(bias / bias_scales.astype(np.float64)).astype(np.int32), bias_scales

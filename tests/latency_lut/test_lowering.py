@@ -15,7 +15,7 @@ import torch
 
 from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS, applicable
-from latency_lut.network import BORDER_SCALE, build_layer
+from latency_lut.network import BORDER_SCALE, build_layer, layer_bytes, random_weights
 from latency_lut.runtimes.onnxruntime import optimized_operators
 from latency_lut.table import pair_key
 from spaces.errors import UserError
@@ -127,6 +127,47 @@ def test_between_quantized_tensors_tokens_are_computed_in_floats(spec: LayerSpec
     for name in applicable(spec):
         operators = optimized_operators(build_layer(spec, name, example(spec).weights), Device("x86"))
         assert not [o for o in operators if "Integer" in o or o.startswith(("QLinear", "QGemm"))], operators
+
+
+LARGE = (
+    LayerSpec("conv2d", 35, 34, 3, 3, 3, input_bits=8, output_bits=8, activation="relu"),  # codes do not fill the last byte
+    LayerSpec("conv2d", 64, 48, 3, 3, 3, input_bits=8, output_bits=8, sparsity="group@1/2"),
+    LayerSpec("linear", 141, 97, input_bits=8),
+    LayerSpec("conv2d", 128, 128, 3, 3, input_bits=8, output_bits=8, rank=63),
+)
+
+
+@pytest.mark.parametrize(
+    ("precision", "bits"), [("w4a8", 4), ("w4a8@tensor", 4), ("w3a8", 4), ("w2a8", 2), ("ternary_a8", 2), ("binary_a8", 1)]
+)
+@pytest.mark.parametrize("largest", LARGE, ids=str)
+def test_integer_weights_of_few_bits_are_packed_and_run_as_bytes_do(largest: LayerSpec, precision: str, bits: int) -> None:
+    if largest.sparsity != "dense" and bits == 1:
+        return  # has no zero
+    spec, whole = replace(largest, precision=precision), replace(largest, precision="w8a8")
+    case = example(spec)
+    for name in applicable(spec):
+        check(case, layer_output(name, case))
+        small, large = (build_layer(s, name, random_weights(s, np.random.default_rng(0))) for s in (spec, whole))
+        assert optimized_operators(small, Device("x86")) == optimized_operators(large, Device("x86"))
+        kept = spec.kept_weights if name == "gather_groups_qdq" else sum(map(np.prod, spec.factor_shapes)) if spec.rank else 0
+        kept = kept or int(np.prod(spec.weight_shape))
+        saved = kept * (8 - bits) / 8
+        assert saved - 2500 < len(large) - len(small) < saved
+        assert layer_bytes(spec, name, "layer") == pytest.approx(len(small), abs=350)  # the border's nodes are not its own
+
+
+def test_a_switched_off_channel_takes_no_more_bits() -> None:
+    """Its grid is widened for its bias; its levels stay multiples of the others' step."""
+    spec = LayerSpec("conv2d", 64, 64, 3, 3, precision="w4a8", input_bits=8, output_bits=8)
+    weights, sizes = random_weights(spec, np.random.default_rng(0)), []
+    for scale in (1.0, 1e-6, 3e-8, 1e-9):
+        weight, bias = np.array(weights.weight), np.array(weights.bias)
+        weight[5] *= scale
+        bias[5] = 2.0
+        sizes.append(len(build_layer(spec, "qdq_u8", replace(weights, weight=weight, bias=bias))))
+    assert len(set(sizes)) == 1
+    assert sizes[0] < len(build_layer(replace(spec, precision="w8a8"), "qdq_u8", weights)) - 1000
 
 
 @pytest.mark.parametrize("groups", [2, 8])

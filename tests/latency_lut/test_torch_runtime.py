@@ -106,9 +106,6 @@ def test_a_profile_teaches_the_latency_of_whole_networks(tiny_space: MobileSpace
     assert {name for _, name in table.entries} == {"torch_fp32", "torch_gather_fp32", "torch_int8"}
     fitted = LatencyPredictor.fit(table, tiny_space, held_out=6)
     assert fitted.quality.mape < 0.25
-    assert LatencyPredictor.from_json(fitted.to_json(), table).predict(
-        tiny_space.network(tiny_space.largest())
-    ) == fitted.predict(tiny_space.network(tiny_space.largest()))
 
 
 # -- what goes wrong ----------------------------------------------------------------------------------------------------------

@@ -51,6 +51,18 @@ def test_within_three_percent_of_the_file(seed: int, spread: bool) -> None:
     assert model_bytes(network, lowerings) == pytest.approx(file_bytes(DEFAULT, architecture, lowerings), rel=SHARE)
 
 
+def test_weights_in_few_bits_too() -> None:
+    options = {"stages": [{"widths": [32, 64], "depths": [1]}], "expansions": [4], "kernels": [3], "head": [256]}
+    precisions = ["w4a8", "w2a8", "ternary_a8", "w4", "w2", "w8a8"]
+    space = MobileSpace(3, 10, [16], [16], precisions=precisions, sparsities=["dense", "group@1/2"], **options)
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        architecture = space.sample(rng)
+        network = space.network(architecture)
+        lowerings = [names[int(rng.integers(len(names)))] for names in map(applicable, network.layers)]
+        assert model_bytes(network, lowerings) == pytest.approx(file_bytes(space, architecture, lowerings), rel=SHARE)
+
+
 @pytest.mark.parametrize("which", ["tiny_space", "small_space"])
 def test_the_smallest_networks_too(which: str, request: pytest.FixtureRequest) -> None:
     space, rng = request.getfixturevalue(which), np.random.default_rng(0)
