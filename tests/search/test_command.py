@@ -78,7 +78,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("objectives=[5]", ["5"]),
         ('constraints=["latency@x86<=2kg"]', ["'kg'", "us, ms, s"]),
         ("supernet.epochs=0", ["supernet.epochs is 0"]),
-        ("relaxation=annealing", ["annealing", "dass, once_for_both, proxyless, quantnas, tangle"]),
+        ("relaxation=annealing", ["annealing", "dass once_for_both proxyless quantnas tangle"]),
         ("relaxation.strategy.gates=open", ["'open'", "between, binary"]),
         ("relaxation.cost_weights=[]", ["relaxation.cost_weights is []", "numbers from 0"]),
         ("+relaxation.held.resolution=9", ["resolution is held at 9", "8"]),
