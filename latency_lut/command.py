@@ -88,7 +88,14 @@ def mistake(error: BaseException) -> str | None:
         return _one_line(str(error)) if _names_wrongly(error) else None
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _one_line(str(error))
+    if _is_of_a_launcher(error):
+        return _one_line(f"a job ended without a result: {error}")[:300] + "; the same command does what is missing"
     return None
+
+
+def _is_of_a_launcher(error: BaseException) -> bool:
+    """Whether a launcher says that the process of a job is gone; launchers need not be installed."""
+    return type(error).__module__.partition(".")[0] == "submitit" or type(error).__name__ == "TerminatedWorkerError"
 
 
 def _names_wrongly(error: InstantiationException) -> bool:
