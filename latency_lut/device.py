@@ -91,6 +91,12 @@ class Runtime(Protocol):
     def optimized_operators(self, model: bytes, device: Device) -> list[str]:
         """Operator types of the graph that the runtime really runs."""
 
+    def measures_memory(self, device: Device) -> bool:
+        """Whether it tells how much memory a run takes on a device."""
+
+    def peak_bytes(self, model: bytes, device: Device) -> int:
+        """Most bytes of tensors and scratch that runs of a model hold at once. Not needed where nothing `measures_memory`."""
+
     def borders(self, spec: LayerSpec, lowering: str, description: Mapping[str, str | int]) -> Borders:
         """The layouts of a layer on a device with the given `Device.describe`."""
 

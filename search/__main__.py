@@ -24,9 +24,10 @@ from pytorch_lightning import LightningDataModule
 from rich.console import Console
 
 from latency_lut.command import run_hydra
+from latency_lut.memory import check_measures_memory
 from search.claims import claimed
 from search.job import EvaluationSettings, ExportSettings, Job, ProfileSettings
-from search.objectives import goals_of, parse_constraint, parse_objectives
+from search.objectives import devices_of, goals_of, parse_constraint, parse_objectives
 from search.progress import StageProgress
 from search.report import print_front
 from search.run import Run, digest
@@ -203,6 +204,9 @@ def build_job(
     names = list(devices)
     objectives = parse_objectives([str(text) for text in config.objectives], names)
     constraints = [parse_constraint(str(text), names) for text in config.constraints]
+    goals = goals_of(objectives, constraints, names)
+    for name in devices_of(goals, "peak_memory"):
+        check_measures_memory(devices[name])
     with told("estimators"):
         estimators = instantiate(config.estimators)
         check_estimators(estimators, space)
@@ -229,7 +233,7 @@ def build_job(
         data=data,
         channels=config.data.channels,
         classes=config.data.classes,
-        goals=goals_of(objectives, constraints, names),
+        goals=goals,
         seed=config.seed,
         training=training,
         estimators=estimators,

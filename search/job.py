@@ -14,17 +14,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from latency_lut.device import Device
+from latency_lut.memory import measure_memory
 from latency_lut.refine import Refinement
 from latency_lut.table import LatencyTable
 from predictors.accuracy import AccuracyPredictor
 from predictors.latency import LatencyPredictor
+from predictors.memory import MemoryPredictor
 from predictors.wishes import wishes_of
 from search import __version__
 from search.data import check_batch, fingerprint
 from search.evaluation import Evaluator, Split, calibration_batches, collect
 from search.evaluations import Evaluations
 from search.export import Tolerances
-from search.objectives import Goal
+from search.objectives import Goal, devices_of
 from search.predicted import PredictedValues
 from search.progress import StageProgress
 from search.relaxation import RelaxationSettings
@@ -250,9 +252,19 @@ class Job:
         }
 
     @cached_property
+    def memory(self) -> dict[str, MemoryPredictor]:
+        """Predictor of the peak memory on each device where it is asked for; what is not measured yet is, in seconds."""
+        fitted = {}
+        for name in devices_of(self.goals, "peak_memory"):
+            path, device = self.path(f"tables/{name}.memory.json"), self.devices[name]
+            table = measure_memory(self.space, device, path, seed=self.seed, on_progress=self.progress.advance)
+            fitted[name] = MemoryPredictor.fit(table, self.space, self.profile.held_out, self.seed)
+        return fitted
+
+    @cached_property
     def predicted(self) -> dict[Goal, PredictedValues]:
         """What each study judges architectures by."""
-        return {g: PredictedValues(self.space, g.values, self.latency, g.devices[0]) for g in self.goals}
+        return {g: PredictedValues(self.space, g.values, self.latency, g.devices[0], self.memory) for g in self.goals}
 
     @cached_property
     def supernet(self) -> Supernet:

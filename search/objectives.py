@@ -1,7 +1,7 @@
 """Objectives and constraints: what a search improves and what it must respect, as users write them.
 
-`objectives=[accuracy,latency,size]`, `constraints=["latency@x86<=2ms","size<=200kB"]`. A latency without a device is open: it
-means that of each device, and each device is searched for by a study of its own, whose `Goal` names the device.
+`objectives=[accuracy,latency,size]`, `constraints=["latency@x86<=2ms","size<=200kB"]`. A latency or a peak memory without
+a device is open: it means that of each device, and each device is searched for by a study of its own, whose `Goal` names it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,17 @@ from spaces.errors import UserError
 UNITS: dict[str, dict[str, float]] = {
     "accuracy": {"": 1.0, "%": 0.01},
     "latency": {"us": 1.0, "ms": 1e3, "s": 1e6},
+    "peak_memory": {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2},
     "macs": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
     "parameters": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
     "size": {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2},
     "memory": {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2},
 }
+ON_DEVICE = ("latency", "peak_memory")  # quantities that each device has its own of
 SOURCES = {
     "accuracy": "validation accuracy with the supernet's weights",
     "latency": "predicted from the device's table",
+    "peak_memory": "most bytes that a run holds on the device, predicted from the layers and from measured networks",
     "macs": "counted from the layers; removed weights do not count",
     "parameters": "counted from the layers; removed weights do not count",
     "size": "bytes of the exported file, predicted from the layers' lowerings",
@@ -36,7 +39,7 @@ _CONSTRAINT = re.compile(r"^\s*([\w@.-]+)\s*(<=|>=)\s*([0-9.eE+-]+)\s*([A-Za-z%]
 
 @dataclass(frozen=True)
 class Objective:
-    """A quantity with its direction. `quantity` is a key of `UNITS`; a latency without a `device` is open."""
+    """A quantity with its direction. `quantity` is a key of `UNITS`; one of `ON_DEVICE` without a `device` is open."""
 
     name: str
     quantity: str
@@ -45,7 +48,7 @@ class Objective:
     @property
     def is_open(self) -> bool:
         """Whether each device has its own."""
-        return self.quantity == "latency" and self.device is None
+        return self.quantity in ON_DEVICE and self.device is None
 
     def on(self, device: str) -> Objective:
         """The objective of one device; the same where it is not open."""
@@ -121,7 +124,7 @@ class Goal:
 
 
 def goals_of(objectives: Sequence[Objective], constraints: Sequence[Constraint], devices: Sequence[str]) -> list[Goal]:
-    """One goal per device when a latency is open, otherwise one whose front serves all devices."""
+    """One goal per device when an objective or a constraint is open, otherwise one whose front serves all devices."""
     is_open = any(o.is_open for o in (*objectives, *(c.objective for c in constraints)))
     return [
         Goal(served, tuple(o.on(served[0]) for o in objectives), tuple(c.on(served[0]) for c in constraints))
@@ -129,19 +132,24 @@ def goals_of(objectives: Sequence[Objective], constraints: Sequence[Constraint],
     ]
 
 
+def devices_of(goals: Sequence[Goal], quantity: str) -> list[str]:
+    """Names of the devices on which some goal asks for a quantity."""
+    return list(dict.fromkeys(str(o.device) for goal in goals for o in goal.values if o.quantity == quantity))
+
+
 def parse_objective(text: str, devices: Sequence[str]) -> Objective:
     """An objective from its name.
 
     Args:
-        text: a quantity; a latency may have `@device`.
+        text: a quantity; one that each device has its own of may have `@device`.
         devices: names of the devices of the run.
 
     Raises:
         UserError: unknown quantity or device.
     """
     quantity, at, device = text.partition("@")
-    allowed = [name if name != "latency" else f"latency, latency@{'|'.join(devices)}" for name in UNITS]
-    if quantity not in UNITS or (at and quantity != "latency"):
+    allowed = [f"{name}, {name}@{'|'.join(devices)}" if name in ON_DEVICE else name for name in UNITS]
+    if quantity not in UNITS or (at and quantity not in ON_DEVICE):
         raise UserError(f"objective {text!r}; allowed are {', '.join(allowed)}")
     if at and device not in devices:
         raise UserError(

@@ -7,6 +7,7 @@ from functools import lru_cache
 
 from predictors.accuracy import AccuracyPredictor, accuracy_features
 from predictors.latency import LatencyPredictor
+from predictors.memory import MemoryPredictor
 from predictors.size import model_bytes
 from search.candidates import Values
 from search.objectives import Objective
@@ -25,6 +26,7 @@ class PredictedValues:
         objectives: what to predict, of objectives and constraints alike.
         latency: latency predictor by device.
         device: whose file a size is of; the first one's by default.
+        memory: predictor of the peak memory by device, at least of those that an objective names.
     """
 
     def __init__(
@@ -33,8 +35,9 @@ class PredictedValues:
         objectives: Sequence[Objective],
         latency: Mapping[str, LatencyPredictor],
         device: str | None = None,
+        memory: Mapping[str, MemoryPredictor] | None = None,
     ) -> None:
-        self.space, self.latency = space, latency
+        self.space, self.latency, self.memory = space, latency, memory or {}
         self.device = next(iter(latency)) if device is None else device
         self.objectives = list({o.name: o for o in objectives}.values())
         self._costs = lru_cache(REMEMBERED)(self._uncached_costs)
@@ -51,6 +54,9 @@ class PredictedValues:
     def _cost(self, objective: Objective, network: Network) -> float:
         if objective.quantity == "latency":
             return self.latency[str(objective.device)].predict(network)[0]
+        if objective.quantity == "peak_memory":
+            device = str(objective.device)
+            return self.memory[device].predict(network, self.latency[device].plan(network))[0]
         if objective.quantity == "size":
             return float(model_bytes(network, self.latency[self.device].plan(network)))
         counted = {"macs": network.macs, "parameters": network.parameters, "memory": network.peak_activation_bytes}

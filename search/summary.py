@@ -96,6 +96,7 @@ def summarize(
         "space": facts["space"],
         "data": data_figures(job),
         "accuracy_predictor": facts["predictors"]["accuracy_predictor"],
+        "memory_models": facts["predictors"].get("memory_models", {}),
         "supernet": {**supernet, "seconds": seconds["supernet"], **cost_figures(job, facts, exported)},
         "relaxation": facts["relax"],
         "finish": facts["finish"].get("networks", []),

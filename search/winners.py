@@ -20,6 +20,7 @@ from latency_lut.session import retime
 from latency_lut.table import STATISTIC, LatencyTable, NetworkTiming
 from latency_lut.timing import Timing
 from predictors.latency import LatencyPredictor
+from predictors.memory import MemoryPredictor
 from predictors.size import model_bytes
 from search.candidates import Candidate
 from search.evaluation import Evaluator, Split
@@ -28,7 +29,7 @@ from search.objectives import Objective
 from search.study import nondominated
 from spaces.choice import Architecture, Option
 from spaces.files import write_atomically
-from spaces.layers import LayerSpec
+from spaces.layers import LayerSpec, Network
 from spaces.precision import FLOAT
 from spaces.space import Space
 from spaces.supernet import Supernet
@@ -50,6 +51,7 @@ class Exporter:
         predictor: its latency predictor.
         tolerances: what an export must keep.
         provenance: what a card says of where it comes from.
+        memory: predictor of its peak memory, where that was asked for.
     """
 
     space: Space
@@ -60,6 +62,7 @@ class Exporter:
     predictor: LatencyPredictor
     tolerances: Tolerances
     provenance: Provenance
+    memory: MemoryPredictor | None = None
 
     @property
     def model_name(self) -> str:
@@ -104,6 +107,7 @@ class Exporter:
             "macs": network.macs,
             "parameters": network.parameters,
             "peak_activation_bytes": network.peak_activation_bytes,
+            **self._memory(network, lowerings, model),
             "layers": [self._layer(n.name, n.spec, low) for n, low in zip(network.nodes, lowerings, strict=True)],
             "sha256": {self.model_name: sha256(model)},
             "provenance": dict(self.provenance),
@@ -111,6 +115,15 @@ class Exporter:
         write_atomically(folder / self.model_name, model)
         write_atomically(folder / "card.json", json.dumps(card, indent=1))
         return card
+
+    def _memory(self, network: Network, lowerings: Sequence[str], model: bytes) -> dict[str, object]:
+        """Peak memory as predicted and measured; nothing where the search did not ask for it."""
+        if self.memory is None:
+            return {}
+        predicted, _ = self.memory.predict(network, lowerings)
+        measured = self.device.load_runtime().peak_bytes(model, self.device)
+        interval = self.memory.interval(network, lowerings)
+        return {"peak_bytes": measured, "predicted_peak_bytes": predicted, "predicted_peak_bytes_90": interval}
 
     def _inherited(self, architecture: Architecture) -> float:
         """Test accuracy in torch with the supernet's weights."""

@@ -5,6 +5,7 @@ Winners run with the options of `session_options`, and so does everything that i
 
 from __future__ import annotations
 
+import json
 import os
 import tempfile
 import time
@@ -18,11 +19,16 @@ import onnxruntime as ort
 from latency_lut.device import Borders, Device
 from latency_lut.lowerings.transformer import exchanges_rows
 from latency_lut.timing import interleaved, steadied
+from spaces.errors import UserError
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT_BITS
 from spaces.sparsity import GROUP_BLOCKS, kept_inputs
 
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int64)": np.int64}
+
+# Of the profile of a kernel: bytes requested and not given back, by how much this kernel changed them, the same rounded to the
+# arena's chunks, and the most of those so far.
+_MEMORY_FIGURES = ("mem_bytes_requested_in_use", "mem_requested_in_use_delta", "mem_bytes_in_use", "mem_in_use_peak")
 
 
 def version() -> str:
@@ -60,12 +66,8 @@ class Session:
     def __init__(self, model: bytes, device: Device) -> None:
         self._session = ort.InferenceSession(model, session_options(device), providers=[device.provider])
         self._binding = self._session.io_binding()
-        rng = np.random.default_rng(0)
-        for declared in self._session.get_inputs():
-            dtype = _NUMPY_TYPES[declared.type]
-            integer = np.issubdtype(dtype, np.integer)
-            data = rng.integers(0, 127, declared.shape) if integer else rng.standard_normal(declared.shape)
-            self._binding.bind_ortvalue_input(declared.name, ort.OrtValue.ortvalue_from_numpy(data.astype(dtype)))
+        for name, data in _random_feeds(self._session).items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(data))
         self._binding.bind_output(self._session.get_outputs()[0].name)
 
     def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
@@ -85,6 +87,16 @@ class Session:
             durations.append(now - begin)
             if now > end and len(durations) >= 3:
                 return float(np.median(durations)) * 1e6
+
+
+def _random_feeds(session: ort.InferenceSession) -> dict[str, np.ndarray]:
+    rng, feeds = np.random.default_rng(0), {}
+    for declared in session.get_inputs():
+        dtype = _NUMPY_TYPES[declared.type]
+        integer = np.issubdtype(dtype, np.integer)
+        data = rng.integers(0, 127, declared.shape) if integer else rng.standard_normal(declared.shape)
+        feeds[declared.name] = data.astype(dtype)
+    return feeds
 
 
 def load(model: bytes, device: Device) -> Session:
@@ -124,6 +136,42 @@ def optimized_operators(model: bytes, device: Device) -> list[str]:
         Path(path).unlink(missing_ok=True)
 
 
+def measures_memory(device: Device) -> bool:
+    """On CPUs, by the statistics of onnxruntime's arena."""
+    return device.provider == "CPUExecutionProvider"
+
+
+def peak_bytes(model: bytes, device: Device) -> int:
+    """Most bytes that the arena has handed out at once for a run, beyond what the loaded model holds before its first run.
+
+    That is tensors, output included, and scratch of kernels, as requested; not the weights, the input, and what the arena keeps
+    in reserve. The first run allocates tensor by tensor, later ones put all tensors into one block, laid out beforehand, so two
+    runs show the most.
+
+    Raises:
+        UserError: the installed onnxruntime does not tell.
+    """
+    options = session_options(device)
+    with tempfile.TemporaryDirectory() as folder:
+        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "run")
+        session = ort.InferenceSession(model, options, providers=[device.provider])
+        feeds = _random_feeds(session)
+        for _ in range(2):
+            session.run(None, feeds)
+        events = json.loads(Path(session.end_profiling()).read_bytes())
+    kernels = [event["args"] for event in events if event.get("cat") == "Node"]
+    if not all(name in kernel for kernel in kernels for name in _MEMORY_FIGURES):
+        mend = "pip install --upgrade onnxruntime (1.31 does)"
+        raise UserError(f"onnxruntime {version()} does not tell how much memory its kernels hold; run: {mend}")
+    figures = [[int(kernel[name]) for name in _MEMORY_FIGURES] for kernel in kernels]
+    requested, added, _, _ = figures[0]
+    before, most, peak_before = requested - added, 0, 0
+    for requested, _, in_use, peak in figures:
+        scratch = peak - in_use if peak > peak_before else 0  # already given back when the kernel ends
+        most, peak_before = max(most, requested + scratch), max(peak_before, peak)
+    return most - before
+
+
 def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]) -> Borders:
     """Layouts of a layer, as onnxruntime's optimizer chooses them (read off optimized graphs, where nine in ten agree in full).
 
@@ -131,11 +179,11 @@ def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]
     fill blocks; integer convolutions run with channels last (Transpose). Gather, Flatten and float arithmetic on bytes
     want channels first; so does attention. Layer norm takes and gives bytes with channels last.
     """
-    block = 16 if "avx512f" in str(description.get("instruction_sets", "")) else 8
+    block = _block(description)
     integer, gathers = spec.integer, lowering.startswith("gather")
     pool, conv = spec.operator == "global_pool", spec.operator == "conv2d"
     rows = integer or exchanges_rows(spec, lowering)
-    blocked = conv and not integer and _fills_blocks(spec, gathers, block)
+    blocked = bool(block_of(spec, lowering, description))
     if spec.input_bits == FLOAT_BITS:
         direct = not spec.depthwise and spec.in_channels < block  # such a convolution reads plain channels
         foreign_input = pool or (blocked and not gathers and not direct)
@@ -147,6 +195,17 @@ def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]
         foreign_output = not rows or spec.skip_bits == FLOAT_BITS
     foreign_skip = 0 < spec.skip_bits < FLOAT_BITS and not rows
     return Borders(foreign_input, foreign_skip, foreign_output, blocked and spec.skip_bits == FLOAT_BITS)
+
+
+def block_of(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]) -> int:
+    """Channels in a block of a float convolution that runs on blocks of channels (NCHWc); 0 for every other layer."""
+    block = _block(description)
+    fills = spec.operator == "conv2d" and not spec.integer and _fills_blocks(spec, lowering.startswith("gather"), block)
+    return block if fills else 0
+
+
+def _block(description: Mapping[str, str | int]) -> int:
+    return 16 if "avx512f" in str(description.get("instruction_sets", "")) else 8
 
 
 def _fills_blocks(spec: LayerSpec, gathers: bool, block: int) -> bool:

@@ -106,6 +106,11 @@ def optimized_operators(model: bytes, device: Device) -> list[str]:
     return [str(operator) for operator in operators]
 
 
+def measures_memory(device: Device) -> bool:
+    """Not yet."""
+    return False
+
+
 def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]) -> Borders:
     """Layouts of a layer, read off optimized graphs.
 

@@ -163,6 +163,11 @@ def optimized_operators(model: bytes, device: Device) -> list[str]:
     return operators_of(read_program(model))
 
 
+def measures_memory(device: Device) -> bool:
+    """Not yet."""
+    return False
+
+
 def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]) -> Borders:
     """Where a layer alone converts between single precision and the smaller floats in which it computes."""
     converts = LOWERINGS[lowering].rounds

@@ -47,7 +47,15 @@ def export_device(job: Job, device: Device, chosen: list[Architecture], random_f
         **({} if job.finished_output is None else {"finish": job.finished_output}),
     }
     exporter = winners.Exporter(
-        job.space, job.supernet, job.evaluator, job.test, device, job.latency[device.name], job.export.tolerances, provenance
+        job.space,
+        job.supernet,
+        job.evaluator,
+        job.test,
+        device,
+        job.latency[device.name],
+        job.export.tolerances,
+        provenance,
+        job.memory.get(device.name),
     )
     rows: list[tuple[str, str | None, str | None, int | None, Architecture]] = []
     rows += [(f"winners/{device.name}/{rank}", None, None, rank, a) for rank, a in enumerate(chosen, 1)]
@@ -107,6 +115,9 @@ def report_run(job: Job) -> Facts:
 def front_row(job: Job, name: str, candidate: Candidate) -> Facts:
     """A point of a device's front with what it costs there, as the search saw it."""
     predictor, network = job.latency[name], job.space.network(candidate.architecture)
+    lowerings, memory = predictor.plan(network), {}
+    if name in job.memory:
+        memory["predicted_peak_bytes"] = job.memory[name].predict(network, lowerings)[0]
     return {
         "architecture": dict(candidate.architecture),
         "accuracy": candidate.values["accuracy"],
@@ -114,6 +125,7 @@ def front_row(job: Job, name: str, candidate: Candidate) -> Facts:
         "std_us": predictor.predict(network)[1],
         "macs": network.macs,
         "parameters": network.parameters,
-        "size_bytes": model_bytes(network, predictor.plan(network)),
+        "size_bytes": model_bytes(network, lowerings),
         "peak_activation_bytes": network.peak_activation_bytes,
+        **memory,
     }

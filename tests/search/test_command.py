@@ -70,7 +70,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("device=toaster", ["'device'", "x86"]),
         ("device=[]", ["no device"]),
         ("--nonsense", ["--nonsense"]),
-        ("stages=[party]", ["'party'", "space, tables, supernet, predictors, study, finish, export, report"]),
+        ("stages=[party]", ["'party'", "space, tables, supernet, predictors, relax, study, finish, export, report"]),
         ("stages=[]", ["stages is empty"]),
         ("objectives=[speed]", ["'speed'", "latency@x86"]),
         ("objectives=[accuracy,latency@phone]", ["'phone'", "latency, latency@x86"]),
@@ -78,11 +78,21 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("objectives=[5]", ["5"]),
         ('constraints=["latency@x86<=2kg"]', ["'kg'", "us, ms, s"]),
         ("supernet.epochs=0", ["supernet.epochs is 0"]),
+        ("relaxation=annealing", ["annealing", "dass once_for_both proxyless quantnas tangle"]),
+        ("relaxation.strategy.gates=open", ["'open'", "between, binary"]),
+        ("relaxation.cost_weights=[]", ["relaxation.cost_weights is []", "numbers from 0"]),
+        ("+relaxation.held.resolution=9", ["resolution is held at 9", "8"]),
         ("study.candidates=many", ["'many'"]),
         ("study.leave_out_what_does_not_pay=5", ["leave_out_what_does_not_pay is 5", "true and false"]),
         ("data=custom", ["data.module._target_"]),
         ("data=nowhere", ["data/nowhere"]),
         ("space.stem=[0]", ["stem"]),
+        ('space.sparsities=["3:7",dense]', ["3:7", "divisible by 7, got 8", "change that width or leave it dense"]),
+        ("space.sparsities=[half]", ["'half'", "group@1/2, 2:4"]),
+        ("space.precisions=[w5a8]", ["'w5a8'", "w8a8 w4a8 w3a8 w2a8"]),
+        ("space.ranks=['3/2',full]", ["'3/2'", "shares of the smaller side between 0 and 1"]),
+        ("space.activations=[relu,selective] space.sparsities=[dense]", ["selective", "space.sparsities=[dense,group@1/2]"]),
+        ("space.hidden=[wide]", ["hidden", "plain, iso_flop"]),
         ("+space.colour=3", ["colour"]),
         ("+profile.colour=3", ["colour"]),
         ("+supernet.colour=3", ["colour"]),
@@ -96,7 +106,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_mistakes_take_one_line_before_anything_is_done(call: Call, tmp_path: Path, argument: str, words: list[str]) -> None:
-    one_line(call(tmp_path, argument, "run=run", *([] if "stages=" in argument else ["stages=[space]"])), *words)
+    one_line(call(tmp_path, *argument.split(), "run=run", *([] if "stages=" in argument else ["stages=[space]"])), *words)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +171,39 @@ def test_a_table_that_is_old_is_checked_before_it_is_used(
     assert "20 of 20 pairs moved" in ended.out
     assert "days old" not in call(tmp_path, *job, "run=b", "profile.recheck_days=null").out
     one_line(call(tmp_path, *job, "run=c", "profile.recheck_days=-1"), "recheck_days is -1", "null for no check")
+
+
+# -- peak memory --------------------------------------------------------------------------------------------------------------
+
+
+def test_peak_memory_is_searched_for_and_stands_on_the_cards(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    wanted = ("objectives=[accuracy,peak_memory]", "constraints=['peak_memory@x86<=1MB']", "export.random_winners=0")
+    ended = call(tmp_path, *tiny_job, *wanted, "run=run")
+    assert ended.status == 0, ended.err
+    assert "x86: peak memory on" in ended.out
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "run" / "front.csv").read_text())))
+    assert all(0 < float(row["peak_memory@x86"]) <= 1e6 for row in rows)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["memory_models"]["x86"]["mape"] < 0.3
+    assert [o["unit"] for o in summary["study"]["objectives"]] == ["", "B"]
+    cards = [json.loads(path.read_text()) for path in (tmp_path / "run" / "winners").rglob("card.json")]
+    assert cards
+    for card in cards:
+        assert card["peak_bytes"] > 0
+        assert card["predicted_peak_bytes"] == pytest.approx(card["peak_bytes"], rel=0.5)
+        low, high = card["predicted_peak_bytes_90"]
+        assert low <= card["predicted_peak_bytes"] <= high
+    assert "peak memory, kB" in (tmp_path / "run" / "report.html").read_text()
+    table = tmp_path / "run" / "tables" / "x86.memory.json"
+    table.write_text("{")
+    one_line(call(tmp_path, *wanted, "run=run", "stages=[export]", "export.winners=1"), "x86.memory.json is damaged")
+
+
+def test_peak_memory_is_refused_where_nothing_measures_it(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    where = [*tiny_job, "device=torch_cpu", "run=run"]
+    one_line(call(tmp_path, *where, "objectives=[accuracy,peak_memory]"), "device torch_cpu", "does not tell how much memory")
+    one_line(call(tmp_path, *where, "constraints=['peak_memory<=1MB']"), "does not tell how much memory")
+    assert not (tmp_path / "run").exists()
 
 
 # -- data ---------------------------------------------------------------------------------------------------------------------
@@ -306,6 +349,14 @@ def test_done_again_nothing_is_done_and_its_settings_are_remembered(call: Call, 
     changed = {name for name, content in contents(copy).items() if before.get(name) != content}
     assert changed <= {"stages.json", "space.json"}
     assert contents(copy).keys() == before.keys()
+
+
+def test_a_gradient_search_with_nothing_to_decide_is_told(call: Call, copy: Path, tmp_path: Path) -> None:
+    held = ("+relaxation.held.precision=fp32", "+relaxation.held.sparsity=dense")
+    ended = call(tmp_path, "run=run", "stages=[relax]", *held)
+    assert ended.status == 2
+    assert "space mobile has no choice left to relax; hold fewer kinds" in ended.err
+    assert len(ended.err.splitlines()) == 1
 
 
 def test_part_of_the_job_on_an_existing_run(call: Call, copy: Path, tmp_path: Path) -> None:
@@ -505,7 +556,11 @@ def test_help_explains(tmp_path: Path) -> None:
     done = program(tmp_path, "--help")
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
-        *("accuracy, latency, latency@DEVICE, size, memory, macs, parameters", "us ms s", "python -m search stages=[space]"),
+        *(
+            "accuracy, latency, latency@DEVICE, peak_memory, peak_memory@DEVICE, size, memory, macs, parameters",
+            "us ms s",
+            "python -m search stages=[space]",
+        ),
         *("run=runs/NAME stages=[export]", "-m seed=0,1,2", "study: nsga2, random, tpe", "candidates: 5000"),
     ):
         assert words in done.stdout

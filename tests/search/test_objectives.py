@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from search.objectives import UNITS, goals_of, hypervolume, parse_constraint, parse_objective, parse_objectives
+from search.objectives import UNITS, devices_of, goals_of, hypervolume, parse_constraint, parse_objective, parse_objectives
 from spaces.errors import UserError
 
 DEVICES = ["x86", "pi-5"]
@@ -40,6 +40,8 @@ def test_objectives_know_their_unit_direction_and_source() -> None:
         (["latency@"], ["latency, latency@x86|pi-5"]),
         (["latency@phone"], ["'phone'", "x86|pi-5", "device=[...]"]),
         (["accuracy@x86"], ["'accuracy@x86'"]),
+        (["memory@x86"], ["'memory@x86'", "peak_memory, peak_memory@x86|pi-5"]),
+        (["peak_memory", "peak_memory@x86"], ["each once"]),
         (["Accuracy"], ["'Accuracy'"]),
         (["accuracy "], ["'accuracy '"]),
         ([""], ["''"]),
@@ -65,6 +67,7 @@ def test_wrong_objectives_take_one_line(texts: list[str], words: list[str]) -> N
         ("size<=200kB", "size", True, 200e3),
         ("size<=200KiB", "size", True, 204800.0),
         ("memory<=1.5MB", "memory", True, 1.5e6),
+        ("peak_memory@pi-5<=1.5MB", "peak_memory@pi-5", True, 1.5e6),
         ("accuracy>=95%", "accuracy", False, 0.95),
         ("accuracy>=0.95", "accuracy", False, 0.95),
         ("macs<=3M", "macs", True, 3e6),
@@ -123,6 +126,14 @@ def test_without_a_device_a_latency_is_that_of_each_device() -> None:
     assert [c.objective.device for c in pi.constraints] == ["pi-5", "x86", None]
     assert {o.name for o in pi.values} == {"accuracy", "latency@pi-5", "latency@x86", "size"}
     assert [c.text for c in x86.constraints] == ["latency@x86 <= 2ms", "latency@x86<=9ms", "size<=20kB"]
+
+
+def test_a_peak_memory_is_that_of_each_device_too() -> None:
+    goals = goals_of(parse_objectives(["accuracy", "peak_memory"], DEVICES), [], DEVICES)
+    assert [[o.name for o in goal.objectives] for goal in goals] == [["accuracy", f"peak_memory@{name}"] for name in DEVICES]
+    assert devices_of(goals, "peak_memory") == DEVICES
+    (one,) = goals_of(parse_objectives(["accuracy"], DEVICES), [parse_constraint("peak_memory@x86<=9kB", DEVICES)], DEVICES)
+    assert devices_of([one], "peak_memory") == ["x86"]
 
 
 def test_an_open_constraint_alone_makes_a_study_per_device() -> None:
