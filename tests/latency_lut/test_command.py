@@ -85,6 +85,7 @@ def command(tmp_path, monkeypatch, capsys):
             DEVICES,
         ),
         (["-m", "space.max_width=2,3"], "max_width=2"),
+        (["target_error=2"], "target_error is 2"),
     ],
 )
 def test_mistakes_take_one_line_each_and_status_2(command, tmp_path, arguments, said):
@@ -187,7 +188,12 @@ def test_profiling_prints_a_summary_and_writes_only_the_table(command, tmp_path)
     networks = LatencyTable.load(tmp_path / "tables" / "x86.parquet").networks
     assert sum(network.source == "random" for network in networks) == 8
 
+    status, out, err = command(*SMALL, "target_error=0.9")
+    assert (status, err) == (0, "")
     path = tmp_path / "tables" / "x86.parquet"
+    (point,) = LatencyTable.load(path).curve
+    assert f"{point.error:.2%}" in out
+
     content = path.read_bytes()
     status, _, err = command(*SMALL, "devices.x86.batch=2")
     assert status == 2
