@@ -15,13 +15,15 @@ from typing import Any, Protocol
 
 import numpy as np
 from scipy.stats import kendalltau
-from sklearn.ensemble import ExtraTreesRegressor
+from sklearn.ensemble import ExtraTreesRegressor, GradientBoostingRegressor
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, ConstantKernel, DotProduct, WhiteKernel
 from sklearn.linear_model import BayesianRidge
+from sklearn.neural_network import MLPRegressor
 from threadpoolctl import threadpool_limits
 
+from predictors.ensembles import Bagged, PairwiseRidge
 from spaces.choice import Architecture
 from spaces.layers import Network
 from spaces.space import Space
@@ -122,9 +124,9 @@ class AccuracyPredictor(ABC):
         measured = np.asarray(accuracies)
         self.fit(features[train], measured[train].tolist())
         predicted = self.predict(features[test])[0] if len(test) else np.zeros(0)
-        ranked = len(set(predicted)) > 1 and len(set(measured[test])) > 1
-        tau = float(kendalltau(predicted, measured[test]).statistic) if ranked else 0.0
-        return AccuracyQuality(tau, len(test), predicted.tolist(), measured[test].tolist())
+        return AccuracyQuality(
+            rank_correlation(predicted, measured[test]), len(test), predicted.tolist(), measured[test].tolist()
+        )
 
 
 class GaussianProcess(AccuracyPredictor):
@@ -156,6 +158,41 @@ class Ridge(AccuracyPredictor):
 
     def _regressor(self) -> Any:
         return BayesianRidge()
+
+
+class Pairwise(AccuracyPredictor):
+    """Ridge regression on the features and all their pairwise products."""
+
+    def _regressor(self) -> Any:
+        return PairwiseRidge()
+
+
+class MLPEnsemble(AccuracyPredictor):
+    """Four small networks with one hidden layer, each fitted to a bootstrap sample."""
+
+    def _regressor(self) -> Any:
+        return Bagged(self._member, 4, self.seed)
+
+    @staticmethod
+    def _member(seed: int) -> Any:
+        return MLPRegressor(hidden_layer_sizes=(16,), alpha=10.0, solver="lbfgs", max_iter=60, random_state=seed)
+
+
+class GradientBoosting(AccuracyPredictor):
+    """Stochastic gradient boosting of trees (Friedman 2002), four times, each fitted to a bootstrap sample."""
+
+    def _regressor(self) -> Any:
+        return Bagged(self._member, 4, self.seed)
+
+    @staticmethod
+    def _member(seed: int) -> Any:
+        return GradientBoostingRegressor(n_estimators=60, max_depth=2, subsample=0.7, max_features=0.3, random_state=seed)
+
+
+def rank_correlation(predicted: np.ndarray, measured: np.ndarray) -> float:
+    """Kendall's tau, 0 where there is nothing to rank."""
+    ranked = len(set(predicted)) > 1 and len(set(measured)) > 1
+    return float(kendalltau(predicted, measured).statistic) if ranked else 0.0
 
 
 def _logit(accuracy: np.ndarray) -> np.ndarray:

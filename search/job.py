@@ -18,6 +18,7 @@ from latency_lut.memory import measure_memory
 from latency_lut.refine import Refinement
 from latency_lut.table import LatencyTable
 from predictors.accuracy import AccuracyPredictor
+from predictors.automatic import KINDS, Automatic
 from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
 from predictors.wishes import wishes_of
@@ -271,6 +272,21 @@ class Job:
     def predicted(self) -> dict[Goal, PredictedValues]:
         """What each study judges architectures by."""
         return {g: PredictedValues(self.space, g.values, self.latency, g.devices[0], self.memory) for g in self.goals}
+
+    def chosen_predictor(self) -> AccuracyPredictor:
+        """A fresh accuracy predictor, of the kind that the stage `predictors` chose where that was left to it.
+
+        Raises:
+            UserError: the record of the run names no kind that there is.
+        """
+        predictor = self.predictor()
+        if isinstance(predictor, Automatic) and predictor.kind is None:
+            kind = (self.run.facts("predictors").get("accuracy_predictor") or {}).get("kind")
+            if kind not in KINDS:
+                path = self.path("stages.json")
+                raise UserError(f"{path} is damaged (accuracy predictor {kind!r}); delete it to run every stage again")
+            predictor.kind = kind
+        return predictor
 
     @cached_property
     def supernet(self) -> Supernet:

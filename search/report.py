@@ -26,6 +26,7 @@ from search import report_choices, report_devices, report_figures
 from search.report_text import (
     CLAIMS,
     Summary,
+    accuracy_predictor,
     beaten,
     condition,
     device_of,
@@ -170,6 +171,7 @@ def _context(summary: Summary) -> dict[str, Any]:
         "supernet_cost": supernet_cost(summary),
         "finishing": finishing(summary),
         "relaxation": relaxation(summary),
+        "accuracy_predictor": accuracy_predictor(summary),
         "provenance": _provenance(summary),
     }
 

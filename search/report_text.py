@@ -8,6 +8,7 @@ from typing import Any
 
 from latency_lut import figures
 from latency_lut.figures import number, ratio, shown
+from predictors.automatic import compared_taus
 
 Summary = Mapping[str, Any]
 
@@ -94,6 +95,16 @@ def noise(summary: Summary) -> str:
     best = max(accuracies)
     points = 100 * math.sqrt(max(0.0, best * (1 - best)) / images)
     return f"With {images:,.0f} test images, one standard error of an accuracy of {100 * best:.1f} % is {points:.1f} points."
+
+
+def accuracy_predictor(summary: Summary) -> str:
+    """Which predictor of accuracy was used, and how it was chosen."""
+    used = summary.get("accuracy_predictor") or {}
+    name, compared = str(used.get("kind", "n/a")).replace("_", " "), used.get("compared") or {}
+    text = f"Predictor {name}, fitted to {shown(used.get('n'), ',.0f')} architectures evaluated with the supernet's weights."
+    if not compared:
+        return text
+    return f"{text} It was chosen by Kendall tau in cross-validation, without those held out: {compared_taus(compared)}."
 
 
 def gain(summary: Summary) -> str:

@@ -33,7 +33,7 @@ def search_study(job: Job) -> Facts:
     results = study.run_studies(
         job.predicted,
         job.evaluations,
-        job.predictor,
+        job.chosen_predictor,
         job.sampler,
         job.workers.evaluate,
         job.study,

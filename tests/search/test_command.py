@@ -97,6 +97,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("+profile.colour=3", ["colour"]),
         ("+supernet.colour=3", ["colour"]),
         ("+predictor.colour=3", ["colour"]),
+        ("predictor.kind=forest", ["predictor: kind is 'forest'", "gaussian_process"]),
         ("+study.sampler.colour=3", ["colour"]),
         ("study.sampler._target_=optuna.samplers.GridSampler", ["sampler"]),
         ("study.sampler._target_=optuna.samplers.NoSampler", ["NoSampler"]),
@@ -411,6 +412,20 @@ def test_a_handful_of_evaluations_is_enough_or_one_line(call: Call, copy: Path, 
         json.loads((copy / "summary.json").read_text(), parse_constant=lambda text: pytest.fail(f"{text} in summary.json"))
     else:
         one_line(ended, "evaluation.initial")
+
+
+def test_the_accuracy_predictor_is_chosen_told_and_used_by_the_study(call: Call, copy: Path, tmp_path: Path) -> None:
+    ended = call(tmp_path, "run=run", "evaluation.initial=34", "evaluation.held_out=10", "export.winners=1")
+    assert ended.status == 0, ended.err
+    chosen = json.loads((copy / "summary.json").read_text())["accuracy_predictor"]
+    compared = chosen["compared"]
+    assert compared[chosen["kind"]] == max(compared.values())
+    words = f"{chosen['kind'].replace('_', ' ')} {compared[chosen['kind']]:.2f}"
+    assert f"chosen by Kendall tau in cross-validation on the others: {words}, " in ended.out
+    assert f"without those held out: {words}, " in (copy / "report.html").read_text()
+    record = copy / "stages.json"
+    record.write_text(record.read_text().replace(f'"kind": "{chosen["kind"]}"', '"kind": "oracle"'))
+    one_line(call(tmp_path, "run=run", "stages=[study]", "study.rounds=1"), str(record.name), "'oracle'", "delete it")
 
 
 def test_more_of_the_tables_does_not_cost_the_evaluations(call: Call, copy: Path, tmp_path: Path) -> None:
