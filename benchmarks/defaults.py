@@ -13,8 +13,8 @@ from latency_lut.device import Device
 from spaces.space import Space
 
 
-def device_and_space(name: str = "x86", threads: int = 1) -> tuple[Device, Space]:
-    """A device of `conf/device`, and space mobile on the digits' images.
+def device_and_space(name: str = "x86", threads: int = 1, changes: Sequence[str] = ()) -> tuple[Device, Space]:
+    """A device of `conf/device`, and space mobile on the digits' images, with changes such as `space.kernels=[3]`.
 
     Raises:
         SystemExit: there is no such device, or it does not run here.
@@ -23,7 +23,7 @@ def device_and_space(name: str = "x86", threads: int = 1) -> tuple[Device, Space
     if name not in known:
         raise SystemExit(f"error: device {name!r}; allowed are {', '.join(known)}")
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
-        config = compose("latency_lut", [f"device=[{name}]", f"devices.{name}.threads={threads}"])
+        config = compose("latency_lut", [f"device=[{name}]", f"devices.{name}.threads={threads}", *changes])
     try:
         return instantiate(config.devices[name]), instantiate(config.space, _convert_="all")
     except InstantiationException as error:

@@ -1,9 +1,11 @@
 """How well whole networks are predicted: `python -m benchmarks.latency_model [device=NAME] [key=value ...]`; JSON at the end.
 
-Profiles the default space from nothing and tests the latency model on random networks that it was not fitted to. `mape`, `p95`,
-`p99` are shares of the measured latency; `within_10` is the figure that nn-Meter states (Zhang et al., MobiSys 2021);
-`coverage` is the share of the networks in their 90 % interval. `seconds` is all the measuring: pairs, networks, and loading
-them; `fit_seconds` comes on top. `tables=FOLDER` keeps the table there, and goes on from it.
+Profiles the default space from nothing, then times `held_out` random networks and tests the latency model on as many that it
+was not fitted to. `mape`, `p95`, `p99` are shares of the measured latency; `within_10` is nn-Meter's figure (Zhang et al.,
+MobiSys 2021); `coverage` is the share of the networks in their 90 % interval. `seconds` is all the measuring that the
+model is fitted to, loading included; `fit_seconds` comes on top. With `target_error=0.02` or `budget_s=60` the model chooses
+what is measured after 600 pairs and `networks` networks, and `curve` says how its error fell. `tables=FOLDER` keeps the table
+there, and goes on from it.
 """
 
 from __future__ import annotations
@@ -12,11 +14,14 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import astuple
 from pathlib import Path
 
 from benchmarks.defaults import device_and_space, options, take
 from latency_lut.profile import profile
+from latency_lut.refine import Refinement
 from predictors.latency import LatencyPredictor
+from predictors.wishes import wishes_of
 
 ROUNDED = ("mape", "p95", "p99", "within_5", "within_10", "spearman", "coverage")
 
@@ -24,13 +29,22 @@ ROUNDED = ("mape", "p95", "p99", "within_5", "within_10", "spearman", "coverage"
 def main() -> None:
     name, arguments = take("device", sys.argv[1:], "x86")
     folder, arguments = take("tables", arguments, "")
-    values = options(arguments, {"pairs": 5000, "networks": 500, "held_out": 100, "threads": 1, "seed": 0})
+    target_error, arguments = take("target_error", arguments, "")
+    budget_s, arguments = take("budget_s", arguments, "")
+    refinement = None
+    if target_error or budget_s:
+        refinement = Refinement(wishes_of, *[float(text) if text else None for text in (target_error, budget_s)])
+    networks = 400 if refinement is None else 40
+    values = options(arguments, {"pairs": 5000, "networks": networks, "held_out": 100, "threads": 1, "seed": 0})
     device, space = device_and_space(name, values["threads"])
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(folder or scratch) / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
-        counts = values["pairs"], values["networks"]
-        table, stats = profile(space, device, path, seed=values["seed"], max_pairs=counts[0], networks=counts[1])
+        networks, pairs, seed = values["networks"], values["pairs"], values["seed"]
+        table, stats = profile(space, device, path, seed=seed, max_pairs=pairs, networks=networks, refinement=refinement)
+        known = len(table.networks)
+        # Networks to test on; of pairs at most one.
+        table, _ = profile(space, device, path, seed=seed, max_pairs=1, networks=networks + values["held_out"])
     begin = time.perf_counter()
     predictor = LatencyPredictor.fit(table, space, held_out=values["held_out"], seed=values["seed"])
     quality = predictor.quality
@@ -38,12 +52,13 @@ def main() -> None:
         **{figure: round(getattr(quality, figure), 5) for figure in ROUNDED},
         "held_out": quality.n,
         "loo_error": round(predictor.regression.loo_error, 5),
-        "networks": len(table.networks),
+        "networks": known,
         "pairs": stats.pairs,
         "reachable": stats.reachable,
         "pairs_per_min": round(stats.pairs_per_min),
         "seconds": round(stats.seconds, 1),
         "fit_seconds": round(time.perf_counter() - begin, 1),
+        "curve": [list(astuple(point)) for point in table.curve],
         "coefficients": {name: round(value, 4) for name, value in predictor.coefficients.items()},
         "device": device.describe(),
     }

@@ -2,6 +2,9 @@
 
 Two independent profiles of the same pairs of the default space. `repeat_median_diff` is the median over pairs of the relative
 difference; `repeat_median_diff_same_speed` is that without the part that is common to all pairs, the machine's speed.
+
+`memory_pairs=10000` measures so many pairs of a larger space instead, with few and short visits, and says what memory the
+process holds (its resident set) after a tenth of them and after all.
 """
 
 from __future__ import annotations
@@ -12,13 +15,24 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+import psutil
 
 from benchmarks.defaults import device_and_space, options
 from latency_lut.profile import profile
 
+LARGER = (
+    "space.expansions=[2,3,4,5,6,7,8]",
+    "space.kernels=[3,5,7,9,11,13]",
+    "space.stem=[8,12,16]",
+    "space.width_per_block=true",
+)
+
 
 def main() -> None:
-    values = options(sys.argv[1:], {"pairs": 300, "seed": 0})
+    values = options(sys.argv[1:], {"pairs": 300, "memory_pairs": 0, "seed": 0})
+    if values["memory_pairs"]:
+        print(json.dumps(memory(values["memory_pairs"], values["seed"])))
+        return
     device, space = device_and_space()
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.parquet" for number in (1, 2)]
@@ -35,6 +49,34 @@ def main() -> None:
         "device": device.describe(),
     }
     print(json.dumps(result))
+
+
+def memory(pairs: int, seed: int) -> dict[str, object]:
+    """Resident memory of a profile, in MiB, over its pairs."""
+    device, space = device_and_space(changes=LARGER)
+    process, resident = psutil.Process(), {}
+
+    def on_progress(what: str, done: int, total: int) -> None:
+        if what == "pairs":
+            resident[done] = process.memory_info().rss / 2**20
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x86.parquet"
+        _, stats = profile(
+            space, device, path, seed=seed, max_pairs=pairs, networks=0, rounds=3, visit_s=1e-5, on_progress=on_progress
+        )
+    counts, mebibytes = np.array(list(resident)), np.array(list(resident.values()))
+    late = counts >= counts[-1] / 10
+    slope = float(np.polyfit(counts[late], mebibytes[late], 1)[0])
+    return {
+        "pairs": stats.pairs,
+        "resident_mib_at_a_tenth": round(float(mebibytes[late][0]), 1),
+        "resident_mib_at_the_end": round(float(mebibytes[-1]), 1),
+        "resident_mib_at_most": round(float(mebibytes.max()), 1),
+        "growth_kib_per_pair": round(1024 * slope, 2),
+        "seconds": round(stats.seconds, 1),
+        "device": device.describe(),
+    }
 
 
 if __name__ == "__main__":

@@ -21,13 +21,13 @@ from latency_lut.device import Device
 from latency_lut.drift import Drift, age_days
 from latency_lut.drift import check as check_drift
 from latency_lut.pays_report import print_report, read_tables, report_of, write_report
-from latency_lut.profile import profile
+from latency_lut.profile import LEAST_NETWORKS, profile
+from latency_lut.refine import Refinement
 from latency_lut.table import LatencyTable
 from spaces.errors import UserError
 from spaces.space import Space
 
 DRIFT_STATUS = 3  # 1 is a bug, 2 a user's mistake
-LEAST_NETWORKS = 8  # fewer are not enough to fit and to test the latency model
 
 
 def main(config: DictConfig) -> None:
@@ -43,6 +43,8 @@ def main(config: DictConfig) -> None:
 def measure(space: Space, device: Device, config: DictConfig) -> None:
     """Profile one device and print a summary."""
     path = Path(config.tables) / f"{device.name}.parquet"
+    limits = config.target_error, config.budget_s
+    refinement = None if limits == (None, None) else Refinement(instantiate(config.wishes), *limits)
     console = Console()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as progress:
@@ -62,6 +64,7 @@ def measure(space: Space, device: Device, config: DictConfig) -> None:
             networks=config.networks,
             rounds=config.rounds,
             visit_s=config.visit_s,
+            refinement=refinement,
             on_progress=on_progress,
         )
     spread = float(np.median([entry.spread_us / entry.us for entry in table.entries.values()]))
@@ -79,9 +82,22 @@ def measure(space: Space, device: Device, config: DictConfig) -> None:
         quality = instantiate(config.latency_model)(table, space).quality
         summary.add_row("latency model, mean error", f"{quality.mape:.1%}", f"on {quality.n} held-out networks")
         summary.add_row("latency model, p95 error", f"{quality.p95:.1%}", "")
+        summary.add_row("latency model, within 10 %", f"{quality.within_10:.0%}", "of them")
+        summary.add_row("latency model, in the 90 % interval", f"{quality.coverage:.0%}", "of them")
         summary.add_row("latency model, Spearman", f"{quality.spearman:.3f}", "")
     console.print(summary)
+    if refinement is not None:
+        console.print(_curve(table))
     console.print(f"table: {path}", soft_wrap=True)
+
+
+def _curve(table: LatencyTable) -> Table:
+    curve = Table(title=f"{table.device_name}: error of the latency model, leave-one-out, against what was measured")
+    for column in ("pairs", "networks", "seconds", "mean error"):
+        curve.add_column(column, justify="right")
+    for point in table.curve:
+        curve.add_row(f"{point.pairs}", f"{point.networks}", f"{point.seconds:.0f}", f"{point.error:.2%}")
+    return curve
 
 
 def report(config: DictConfig) -> None:

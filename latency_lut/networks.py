@@ -15,7 +15,7 @@ import numpy as np
 
 from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS, applicable
-from latency_lut.profile import build_random
+from latency_lut.session import build_random
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.files import write_atomically

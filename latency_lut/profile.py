@@ -9,33 +9,33 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 
-from latency_lut.device import Device, LoadedModel
+from latency_lut.device import Device
 from latency_lut.lowering import Description, applicable
-from latency_lut.models import build_layer, build_model
-from latency_lut.network import random_weights
-from latency_lut.table import LatencyTable, NetworkTiming, Pair, pair_key
-from latency_lut.timing import Stopwatch, Timing
+from latency_lut.refine import Refinement, Visits, refine
+from latency_lut.session import Drawn, Session
+from latency_lut.table import LatencyTable, Pair, pair_key
 from spaces.choice import Architecture
 from spaces.errors import UserError
-from spaces.layers import LayerSpec, Network
+from spaces.layers import LayerSpec
 from spaces.space import Space
 
 BATCH_PAIRS = 150
-ANCHORS = 10
+BATCH_NETWORKS = 100
+SPREAD_PAIRS = 600
 SAMPLED_NETWORKS = 1500
 PATIENCE = 200
 RARE_SHARE = 0.1
 GRADED_NETWORKS = 40
 DENSE_SHARE = 0.7
-NETWORK_VISIT_S = 0.004
-NETWORK_ROUNDS = 25
+
+LEAST_NETWORKS = 8  # fewer are not enough for a latency model
 
 Progress = Callable[[str, int, int], None]
 
@@ -117,13 +117,6 @@ def pairs_of(
     return [ranked[i] for i in rng.permutation(len(ranked))], len(counts)
 
 
-def anchors_of(pairs: Sequence[Pair]) -> tuple[Pair, ...]:
-    """A few pairs of every lowering and of all sizes."""
-    ordered = sorted(pairs, key=lambda pair: (pair[1], pair[0].macs, pair[0].to_json()))
-    positions = np.linspace(0, len(ordered) - 1, min(ANCHORS, len(ordered))).round().astype(int)
-    return tuple(ordered[i] for i in np.unique(positions))
-
-
 def profile(
     space: Space,
     device: Device,
@@ -134,6 +127,7 @@ def profile(
     networks: int = 40,
     rounds: int = 12,
     visit_s: float = 0.0006,
+    refinement: Refinement | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[LatencyTable, ProfileStats]:
     """Measure what is missing in a table.
@@ -147,6 +141,7 @@ def profile(
         networks: whole random networks to time.
         rounds: visits per pair.
         visit_s: seconds of one visit.
+        refinement: how to go on after a spread sample of `SPREAD_PAIRS` pairs; `None`: measure `max_pairs` pairs and be done.
         on_progress: called with what is measured (`pairs`, `networks`), how many are done, and of how many.
 
     Raises:
@@ -162,18 +157,22 @@ def profile(
             raise UserError(f"{name} is {value!r}; allowed are integers from {least}")
     if not isinstance(visit_s, (int, float)) or not 0 < visit_s < 60:
         raise UserError(f"visit_s is {visit_s!r}; allowed are seconds above 0 and below 60")
+    if networks < LEAST_NETWORKS and refinement is not None:
+        raise UserError(f"networks is {networks}; a target_error or budget_s needs at least {LEAST_NETWORKS}")
     begin = time.perf_counter()
     report = on_progress or (lambda what, done, total: None)
     path = Path(path)
     table = LatencyTable.load(path) if path.exists() else LatencyTable.empty(space, device)
     table.check(space, device)
+    known_pairs, known_networks = len(table.entries), len(table.networks)
     if not path.exists():
         table.save(path)  # a folder that cannot be written is told before anything is measured
     rng = np.random.default_rng(seed)
     wanted, reachable = pairs_of(space, rng, max_pairs, description=table.device)
-    session = _Session(table, device, wanted, seed)
+    session = Session(table, device, wanted, seed)
+    spread = wanted if refinement is None else wanted[:SPREAD_PAIRS]
 
-    missing = [pair for pair in wanted if pair not in table.entries]
+    missing = [pair for pair in spread if pair not in table.entries]
     measure_begin = time.perf_counter()
     for first in range(0, len(missing), BATCH_PAIRS):
         batch = missing[first : first + BATCH_PAIRS]
@@ -184,71 +183,31 @@ def profile(
 
     timed = sum(network.source == "random" for network in table.networks)
     drawn = _draw_networks(space, table, np.random.default_rng([seed, 1]), networks)[timed:]
+    for first in range(0, len(drawn), BATCH_NETWORKS):
+        report("networks", timed + first, networks)
+        session.time_networks(space, drawn[first : first + BATCH_NETWORKS], "random")
+        table.save(path)
+    if drawn and not any(network.source == "graded" for network in table.networks):
+        graded_rng = np.random.default_rng([seed, 3])
+        graded = [
+            (a, tuple(_fastest(table, s, applicable(s, table.device)[0]) for s in space.layers(a)))
+            for a in graded_networks(space, graded_rng)
+        ]
+        session.time_networks(space, graded, "graded")
     if drawn:
-        report("networks", timed, networks)
-        session.time_networks(space, drawn, "random")
-        if not any(network.source == "graded" for network in table.networks):
-            graded_rng = np.random.default_rng([seed, 3])
-            graded = [
-                (a, tuple(_fastest(table, s, applicable(s, table.device)[0]) for s in space.layers(a)))
-                for a in graded_networks(space, graded_rng)
-            ]
-            session.time_networks(space, graded, "graded")
         report("networks", networks, networks)
-    if drawn or missing:
+    if refinement is not None:
+        visits = Visits(rounds, visit_s, max_pairs)
+        refine(session, space, path, refinement, visits, time.perf_counter() - begin, report)
+    if (known_pairs, known_networks) != (len(table.entries), len(table.networks)):
         session.settle()
         table.save(path)
     seconds = time.perf_counter() - begin
     pairs_per_min = 60 * len(missing) / measure_s if missing else 0.0
     speed = 1.0 if session.new else session.stopwatch.speed
-    stats = ProfileStats(len(table.entries), reachable, len(missing), len(drawn), seconds, pairs_per_min, speed)
+    counts = len(table.entries) - known_pairs, len(table.networks) - known_networks
+    stats = ProfileStats(len(table.entries), reachable, *counts, seconds, pairs_per_min, speed)
     return table, stats
-
-
-class _Session:
-    """One session of measuring into a table, at the speed of its anchors."""
-
-    def __init__(self, table: LatencyTable, device: Device, wanted: Sequence[Pair], seed: int) -> None:
-        self.table, self.device, self.seed = table, device, seed
-        self.rng = np.random.default_rng([seed, 2])
-        self.runtime = device.load_runtime()
-        self.anchors = table.anchors or anchors_of(wanted)
-        self.new = not table.anchors
-        anchors_us = None if self.new else [table.entries[pair].us for pair in self.anchors]
-        self.stopwatch = Stopwatch([self.load(pair) for pair in self.anchors], anchors_us)
-
-    def load(self, pair: Pair) -> LoadedModel:
-        spec, lowering = pair
-        return self.runtime.load(build_layer(spec, lowering, random_weights(spec, self.rng), self.device.batch), self.device)
-
-    def time_pairs(self, pairs: Sequence[Pair], rounds: int, visit_s: float) -> None:
-        others = [pair for pair in pairs if pair not in self.anchors]
-        timings = self.stopwatch.time([self.load(pair) for pair in others], rounds, visit_s, self.seed)
-        self.table.entries.update(zip(others, timings, strict=True))
-        if self.new:
-            self.table.anchors = self.anchors
-            self.table.entries.update(zip(self.anchors, self.stopwatch.anchor_timings(), strict=True))
-
-    def time_networks(self, space: Space, drawn: Sequence[tuple[Architecture, tuple[str, ...]]], source: str) -> None:
-        built = [(space.network(architecture), lowerings) for architecture, lowerings in drawn]
-        models = [build_random(network, lowerings, self.rng, self.device) for network, lowerings in built]
-        loaded = [self.runtime.load(model, self.device) for model in models]
-        timings = self.stopwatch.time(loaded, NETWORK_ROUNDS, NETWORK_VISIT_S, self.seed)
-        for (architecture, lowerings), t in zip(drawn, timings, strict=True):
-            self.table.networks.append(NetworkTiming(architecture, lowerings, t.us, t.spread_us, t.count, source))
-
-    def settle(self) -> None:
-        """Bring everything from the speed of the first batch to the machine's usual speed."""
-        factor = self.stopwatch.scale
-        scaled = {pair: Timing(e.us * factor, e.spread_us * factor, e.count) for pair, e in self.table.entries.items()}
-        self.table.entries = scaled
-        self.table.networks = [replace(n, us=n.us * factor, spread_us=n.spread_us * factor) for n in self.table.networks]
-
-
-def build_random(network: Network, lowerings: Sequence[str], rng: np.random.Generator, device: Device) -> bytes:
-    """A network with random weights, for timing."""
-    weights = {node.name: random_weights(node.spec, rng) for node in network.nodes}
-    return build_model(network, lowerings, weights, device.batch)
 
 
 def graded_networks(space: Space, rng: np.random.Generator, count: int = GRADED_NETWORKS) -> list[Architecture]:
@@ -272,9 +231,7 @@ def graded_networks(space: Space, rng: np.random.Generator, count: int = GRADED_
     return list(dict.fromkeys(networks))
 
 
-def _draw_networks(
-    space: Space, table: LatencyTable, rng: np.random.Generator, count: int
-) -> list[tuple[Architecture, tuple[str, ...]]]:
+def _draw_networks(space: Space, table: LatencyTable, rng: np.random.Generator, count: int) -> list[Drawn]:
     """Random networks of all sizes; two thirds with the fastest known lowerings, one third with random ones."""
     drawn = []
     for index in range(count):
@@ -292,25 +249,3 @@ def _fastest(table: LatencyTable, spec: LayerSpec, otherwise: str) -> str:
     names = applicable(spec, table.device)
     costs = [entry.us for name in names if (entry := table.entry(spec, name)) is not None]
     return names[int(np.argmin(costs))] if len(costs) == len(names) else otherwise
-
-
-def retime(
-    models: Sequence[bytes], table: LatencyTable, device: Device, *, rounds: int = NETWORK_ROUNDS, seed: int = 0
-) -> tuple[list[Timing], float]:
-    """Time whole models at the speed at which a table was measured.
-
-    Args:
-        models: serialized.
-        table: its anchors are timed along.
-        device: where.
-        rounds: visits of every model.
-        seed: of the order of visits.
-
-    Returns:
-        A timing per model, and how fast the machine was meanwhile against the table (1: as fast). A timing as it was on the
-        clock is `us / speed`.
-    """
-    session = _Session(table, device, (), seed)
-    loaded = [session.runtime.load(model, device) for model in models]
-    timings = session.stopwatch.time(loaded, rounds, NETWORK_VISIT_S, seed)
-    return timings, session.stopwatch.speed

@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from spaces.sparsity import as_shipped
 SCHEMA_VERSION = 2
 UNIT = "us"
 STATISTIC = "median over interleaved visits at the machine's usual speed; spread is its robust standard error"
-SOURCES = ("random", "graded", "winner")
+SOURCES = ("random", "graded", "chosen", "winner")
 
 Pair = tuple[LayerSpec, str]
 Entry = Timing
@@ -70,7 +70,8 @@ class NetworkTiming:
         us: microseconds per run, as in `Timing`.
         spread_us: as in `Timing`.
         count: visits.
-        source: `random`; `graded`, see `latency_lut.profile.graded_networks`; `winner`, one that came back from an export.
+        source: `random`; `graded`, see `latency_lut.profile.graded_networks`; `chosen`, wished by a model, see
+            `latency_lut.refine`; `winner`, one that came back from an export.
     """
 
     architecture: Architecture
@@ -79,6 +80,23 @@ class NetworkTiming:
     spread_us: float
     count: int = 1
     source: str = "random"
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """How good a latency model was after so much measuring.
+
+    Args:
+        pairs: in the table.
+        networks: whole ones, in the table.
+        seconds: of measuring so far, fits of the model between the steps included.
+        error: its mean absolute relative error on whole networks, leave-one-out.
+    """
+
+    pairs: int
+    networks: int
+    seconds: float
+    error: float
 
 
 @dataclass
@@ -95,6 +113,7 @@ class LatencyTable:
         networks: whole networks.
         anchors: keys of the entries that tie sessions of measuring to one speed of the machine.
         created: when measuring began.
+        curve: how the error fell, when what to measure was chosen by a model.
     """
 
     space_name: str
@@ -106,6 +125,7 @@ class LatencyTable:
     networks: list[NetworkTiming] = field(default_factory=list)
     anchors: tuple[Pair, ...] = ()
     created: str = ""
+    curve: list[CurvePoint] = field(default_factory=list)
 
     @staticmethod
     def empty(space: Space, device: Device) -> LatencyTable:
@@ -158,6 +178,7 @@ class LatencyTable:
             "device_fingerprint": self.device_fingerprint,
             "device": self.device,
             "created": self.created,
+            "curve": [asdict(point) for point in self.curve],
         }
         table = pa.Table.from_pylist(self._rows(), schema=_SCHEMA.with_metadata({"netwright": json.dumps(metadata)}))
         content = io.BytesIO()
@@ -255,7 +276,14 @@ def _without_rows(stored: Mapping[bytes, bytes]) -> LatencyTable:
     device = values["device"]
     if not all(isinstance(text, str) for text in texts) or not isinstance(device, dict):
         raise ValueError("metadata of the wrong type")
-    return LatencyTable(texts[0], texts[1], texts[2], texts[3], device, created=texts[4])
+    curve = [_curve_point(point) for point in values.get("curve", [])]
+    return LatencyTable(texts[0], texts[1], texts[2], texts[3], device, created=texts[4], curve=curve)
+
+
+def _curve_point(stored: Mapping[str, object]) -> CurvePoint:
+    """A point of the curve from a file."""
+    counts = [int(_number(stored, name)) for name in ("pairs", "networks")]
+    return CurvePoint(counts[0], counts[1], _number(stored, "seconds"), _number(stored, "error"))
 
 
 def _number(row: Mapping[str, object], name: str) -> float:

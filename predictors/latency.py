@@ -112,16 +112,36 @@ class LatencyPredictor:
         Raises:
             ValueError: another number of lowerings than nodes, or one that does not apply.
         """
-        layers, sources = self._prices.of(network.layers), sources_of(network)
-        chosen = (
-            cheapest(self._coefficients, layers, sources) if lowerings is None else chosen_prices(network, layers, lowerings)
-        )
-        row = row_of(layers, sources, chosen, self._prices.effects)
-        us = float(row @ self.regression.coefficients)
-        # Far outside of what was timed a linear model can go below any sense; a network never costs a tenth of its layers.
-        us = max(us, SMALLEST_SHARE * float(row[0]))
+        row, us, chosen = self._explain(network, lowerings)
         layers_variance = sum([price.std_us**2 for price in chosen])
         return us, math.sqrt(self.regression.variance_us2(row, us, layers_variance))
+
+    def explain(
+        self, network: Network, lowerings: Sequence[str] | None = None
+    ) -> tuple[np.ndarray, float, tuple[tuple[float, bool], ...]]:
+        """What a prediction is made of.
+
+        Args:
+            network: as in `predict`.
+            lowerings: as in `predict`.
+
+        Returns:
+            The row `(columns,)` that the coefficients multiply, the prediction in microseconds, and for each layer the standard
+            deviation of its price in microseconds and whether that was measured.
+        """
+        row, us, chosen = self._explain(network, lowerings)
+        return row, us, tuple((price.std_us, price.measured) for price in chosen)
+
+    def _explain(self, network: Network, lowerings: Sequence[str] | None) -> tuple[np.ndarray, float, list[LayerPrice]]:
+        layers, sources = self._prices.of(network.layers), sources_of(network)
+        if lowerings is None:
+            chosen = cheapest(self._coefficients, layers, sources)
+        else:
+            chosen = chosen_prices(network, layers, lowerings)
+        row = row_of(layers, sources, chosen, self._prices.effects)
+        # Far outside of what was timed a linear model can go below any sense; a network never costs a tenth of its layers.
+        us = max(float(row @ self.regression.coefficients), SMALLEST_SHARE * float(row[0]))
+        return row, us, chosen
 
     def interval(
         self, network: Network, lowerings: Sequence[str] | None = None, coverage: float = 0.9

@@ -16,11 +16,13 @@ from safetensors.torch import load_file
 from latency_lut.device import Device
 from latency_lut.energy import measure_energy
 from latency_lut.memory import measure_memory
+from latency_lut.refine import Refinement
 from latency_lut.table import LatencyTable
 from predictors.accuracy import AccuracyPredictor
 from predictors.energy import EnergyPredictor
 from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
+from predictors.wishes import wishes_of
 from search import __version__
 from search.data import check_batch, fingerprint
 from search.evaluation import Evaluator, Split, calibration_batches, collect
@@ -52,9 +54,10 @@ class ProfileSettings:
     """How tables are measured, see `latency_lut.profile.profile`.
 
     `tables`: folder with finished tables to start from. `recheck_days`: older tables are checked for drift; `None`: none are.
+    `target_error`, `budget_s`: see `latency_lut.refine`.
 
     Raises:
-        ValueError: `recheck_days` is no number of days.
+        ValueError: `recheck_days` is no number of days, or a limit is out of range.
     """
 
     tables: str | None
@@ -64,8 +67,18 @@ class ProfileSettings:
     visit_s: float
     held_out: int
     recheck_days: float | None = None
+    target_error: float | None = None
+    budget_s: float | None = None
+
+    @property
+    def refinement(self) -> Refinement | None:
+        """How measuring goes on after a spread sample; `None`: what is measured was decided beforehand."""
+        if self.target_error is None and self.budget_s is None:
+            return None
+        return Refinement(wishes_of, self.target_error, self.budget_s)
 
     def __post_init__(self) -> None:
+        self.refinement  # noqa: B018 - wrong limits are told before anything runs
         days = self.recheck_days
         if days is not None and (isinstance(days, bool) or not isinstance(days, (int, float)) or not days >= 0):
             raise ValueError(f"recheck_days is {days!r}; allowed are days from 0, or null for no check")

@@ -17,7 +17,7 @@ import numpy as np
 from latency_lut.device import Device
 from latency_lut.energy import meter_of, run_energy_uj
 from latency_lut.lowering import model_kind
-from latency_lut.profile import retime
+from latency_lut.session import retime
 from latency_lut.table import STATISTIC, LatencyTable, NetworkTiming
 from latency_lut.timing import Timing
 from predictors.energy import EnergyPredictor

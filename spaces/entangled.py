@@ -131,7 +131,7 @@ class Entangled:
                 if node.name in there and tuple(_source(name, missing) for name in node.inputs) != there[node.name].inputs:
                     raise UserError(
                         f"{node.name} reads other tensors in some networks (a residual connection that only some widths "
-                        "allow), which cannot be relaxed; hold the widths: relaxation.held.width=..."
+                        "allow), which cannot be relaxed; hold the widths: +relaxation.held.width=..."
                     )
 
     def _differences(self, choice: Choice, option: Option, base: Network, variant: Network) -> set[tuple[str, str]]:
@@ -321,7 +321,7 @@ def check_held(space: Space, held: Mapping[str, Option]) -> None:
 
 def cannot(choice: Choice, option: Option, why: str) -> UserError:
     """What is told of a choice that cannot be mixed."""
-    mend = f"hold it at one option: relaxation.held.{choice.kind}={choice.options[-1]}"
+    mend = f"hold it at one option: +relaxation.held.{choice.kind}={choice.options[-1]}"
     return UserError(f"{choice.name}={option} cannot be relaxed: {why}; {mend}")
 
 

@@ -7,7 +7,8 @@ their nodes are active more often. The network is one of plain ReLUs and costs a
 
 Source: AP (Activate-while-Pruning), Liu et al. 2023, arXiv:2212.06145; share and criterion as in the authors' program, which
 takes 2 of the 20 % that a pruning cycle removes, over the whole network and cycle by cycle. Here it is for each set of a
-pattern, and the cycle is the whole training.
+pattern, and the cycle is the whole training. A removed weight without a gradient does not move and so stays out: in a supernet
+denser networks move it; for one network alone take a mask training that does (`straight_through`) or prunes late (`gradual`).
 """
 
 from __future__ import annotations

@@ -181,8 +181,14 @@ def _decoded_factor(spec: LayerSpec, weights: LayerWeights) -> torch.Tensor:
 
 
 def _runs_as_floats(spec: LayerSpec) -> bool:
-    """All layers, but those of 8-bit floats only where torch multiplies none of these: a device without them says so."""
-    return spec.arithmetic.activations != "float8" or spec.groups > 1
+    """All layers, but those of 8-bit floats only where torch multiplies none of these: a device without them says so.
+
+    Blocks of an input's features, each with a range of its own, are those of linear layers.
+    """
+    precision = spec.arithmetic
+    if precision.activations == "dynamic" and isinstance(precision.scales, int) and spec.operator != "linear":
+        return False
+    return precision.activations != "float8" or spec.groups > 1
 
 
 def _register(name: str, dtype: torch.dtype) -> None:

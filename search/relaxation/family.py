@@ -137,7 +137,7 @@ def check_strategy(strategy: GradientStrategy, entangled: Entangled) -> None:
         UserError: it cannot, or there is nothing to search.
     """
     if not entangled.choices:
-        raise UserError(f"space {entangled.space.name} has no choice left to relax; hold fewer kinds: relaxation.held")
+        raise UserError(f"space {entangled.space.name} has no choice left to relax; hold fewer kinds in relaxation.held")
     strategy.check(entangled)
 
 
@@ -151,6 +151,7 @@ class _Search:
         supernet.start_step(1, 1)
         supernet.requires_grad_(settings.weights_rate > 0.0)
         self.relaxed = Relaxed(supernet.space, settings.held)
+        settings.strategy.prepare(self.relaxed)
         # Without momentum: an option that took no part in a step does not move by what earlier steps said.
         self.logits = torch.optim.Adam(self.relaxed.parameters(), lr=settings.learning_rate, betas=(0.0, 0.999))
         own = [p for p in supernet.parameters() if p.requires_grad]
@@ -182,7 +183,8 @@ class _Search:
     def _train_logits(self, step: SearchStep) -> float:
         strategy = self.settings.strategy
         loss = strategy.loss(step)
-        total = loss + self.weight * self.cost.log_expected(self.relaxed.marginals())
+        weight = self.weight * strategy.cost_share(step.progress)
+        total = loss + weight * self.cost.log_expected(self.relaxed.marginals())
         extra = strategy.regularizer(step)
         self._train(self.logits, total if extra is None else total + extra)
         strategy.after_step(self.relaxed)

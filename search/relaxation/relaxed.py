@@ -6,6 +6,7 @@ values that it needs. So marginals and expectations of everything that adds up o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -17,6 +18,8 @@ from spaces.entangled import check_held, free_choices
 from spaces.plain import module_key
 from spaces.space import Space
 
+CLOSED = 30.0  # below the largest logit: finite, so that entropies have gradients
+
 
 class Relaxed(nn.Module):
     """Logits of every free choice's options, equal at first.
@@ -27,6 +30,7 @@ class Relaxed(nn.Module):
 
     Attributes:
         choices: those that are free: not held, with several options.
+        own: parameters that a strategy adds, trained and kept with the logits.
 
     Raises:
         UserError: `held` names what the space does not have.
@@ -37,12 +41,28 @@ class Relaxed(nn.Module):
         self.space, self.held = space, dict(held or {})
         check_held(space, self.held)
         self.choices = free_choices(space, self.held)
+        self.own = nn.ModuleDict()
         self.alphas = nn.ParameterDict({module_key(c.name): torch.zeros(len(c.options)) for c in self.choices})
 
     def alpha(self, choice: Choice) -> torch.Tensor:
         """The logits of a choice, `(options,)`."""
         alpha: torch.Tensor = self.alphas[module_key(choice.name)]
         return alpha
+
+    def close(self, choice: Choice, at: int) -> None:
+        """Take the option at a position out for good: its probability is as good as 0, and so is its gradient."""
+        alpha = self.alpha(choice)
+        if at in self._positions(choice):
+            with torch.no_grad():
+                alpha[at] = alpha.max() - CLOSED
+
+    def opened(self) -> dict[str, list[int]]:
+        """By free choice, the positions of the options that were not closed."""
+        return {choice.name: self._positions(choice) for choice in self.choices}
+
+    def _positions(self, choice: Choice) -> list[int]:
+        logits = self.alpha(choice).tolist()
+        return [at for at, logit in enumerate(logits) if logit > max(logits) - CLOSED / 2]
 
     def probabilities(self) -> dict[str, torch.Tensor]:
         """By free choice, the probability of every option while the choice is active, `(options,)`."""
@@ -74,8 +94,12 @@ class Relaxed(nn.Module):
 
     def entropy(self) -> torch.Tensor:
         """Mean entropy of the choices as a share of the largest possible: 1 where nothing is decided, 0 where everything is."""
-        rows = [torch.special.entr(p).sum() / np.log(len(p)) for p in self.probabilities().values()]
-        return torch.stack(rows).mean()
+        return torch.stack([self.entropy_of(c) / math.log(len(c.options)) for c in self.choices]).mean()
+
+    def entropy_of(self, choice: Choice) -> torch.Tensor:
+        """The entropy of one choice, in nats; its gradient is finite however small a probability is."""
+        log = self.alpha(choice).log_softmax(dim=0)
+        return -(log.exp() * log).sum()
 
     def architecture(self) -> Architecture:
         """What was decided: the median of ordered choices, of others the most probable option.

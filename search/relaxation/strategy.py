@@ -55,9 +55,16 @@ class GradientStrategy(ABC):
             UserError: the strategy cannot work on this space.
         """
 
+    def prepare(self, relaxed: Relaxed) -> None:  # noqa: B027
+        """Called once, before a search or its resuming: parameters of the strategy's own go into `relaxed.own`."""
+
     @abstractmethod
     def loss(self, step: SearchStep) -> torch.Tensor:
         """The loss of a batch without the cost, a scalar."""
+
+    def cost_share(self, progress: float) -> float:
+        """By how much the cost counts at a share of the search that is done, from 0 to 1."""
+        return 1.0
 
     def regularizer(self, step: SearchStep) -> torch.Tensor | None:
         """What is added to the loss while the logits are trained."""

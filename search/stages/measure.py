@@ -71,7 +71,8 @@ def measure_tables(job: Job) -> Facts:
             write_atomically(path, given.read_bytes())
         recheck(job, device)
         settings = {k: v for k, v in asdict(job.profile).items() if k in ("max_pairs", "networks", "rounds", "visit_s")}
-        table, stats = profile(job.space, device, path, seed=job.seed, on_progress=job.progress.advance, **settings)
+        settings |= {"refinement": job.profile.refinement, "on_progress": job.progress.advance}
+        table, stats = profile(job.space, device, path, seed=job.seed, **settings)
         quality = LatencyPredictor.fit(table, job.space, job.profile.held_out, job.seed).quality
         outputs.append(table.fingerprint)
         facts["devices"][device.name] = {
@@ -82,6 +83,7 @@ def measure_tables(job: Job) -> Facts:
             "statistic": STATISTIC,
             "device": {**device.describe(), "fingerprint": device.fingerprint},
             "latency_model": asdict(quality),
+            "curve": [asdict(point) for point in table.curve],
         }
         job.progress.say(
             f"  {device.name}: {stats.pairs} pairs ({stats.pairs_per_min:,.0f} a minute); latency model on {quality.n} "

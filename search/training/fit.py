@@ -36,6 +36,7 @@ def train(training: SupernetTraining, data: pl.LightningDataModule, folder: Path
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loader workers, validation loops, loggers
         warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="The `srun` command is available")  # one process, on a cluster's machine
         trainer = pl.Trainer(
             max_epochs=training.epochs,
             accelerator=processes.accelerator,

@@ -11,6 +11,7 @@ from latency_lut.__main__ import main
 from latency_lut.command import mistake, run_hydra
 from latency_lut.device import load_runtime
 from latency_lut.table import LatencyTable
+from latency_lut.web import chromium
 from spaces.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -71,6 +72,11 @@ def command(tmp_path, monkeypatch, capsys):
         (["devices.x86.threads=0"], "threads is 0"),
         (["devices.x86.runtime=tvm"], "allowed are onnxruntime"),
         (["space.stem=[0]"], "stem are [0]"),
+        (['space.sparsities=["3:7"]'], "stem are [8, 16]: 3:7 sparsity needs input channels divisible by 7, got 8; change"),
+        (["space.sparsities=[block5x1@1/2]"], "output channels divisible by 5, got 8; change that width or leave it dense"),
+        (["space.precisions=[w5a8]"], "precision 'w5a8'; allowed are fp32, fp8, w8a8 w4a8"),
+        (["space.ranks=['3/2']"], "rank '3/2'; allowed are full and shares of the smaller side between 0 and 1"),
+        (["space.ranks=['200']"], "rank '200'; allowed are full and shares of the smaller side between 0 and 1"),
         (["+space.colour=3"], "colour"),
         (["space._target_=spaces.nowhere.Space"], "spaces.nowhere.Space"),
         (["data=custom"], "Missing mandatory value"),
@@ -79,6 +85,7 @@ def command(tmp_path, monkeypatch, capsys):
             DEVICES,
         ),
         (["-m", "space.max_width=2,3"], "max_width=2"),
+        (["target_error=2"], "target_error is 2"),
     ],
 )
 def test_mistakes_take_one_line_each_and_status_2(command, tmp_path, arguments, said):
@@ -89,6 +96,36 @@ def test_mistakes_take_one_line_each_and_status_2(command, tmp_path, arguments, 
     assert lines[0].startswith("error: ")
     assert said in lines[0]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("precision", "runtime"), [("fp8", "onnxruntime"), ("w4d8@32", "onnxruntime"), ("w4d8@32", "torch")])
+def test_a_bit_width_that_the_device_lacks_is_told_before_anything_is_timed(command, tmp_path, precision, runtime):
+    device = {"onnxruntime": "x86", "torch": "torch_cpu"}[runtime]
+    status, _, err = command(f"device={device}", f"space.precisions=['{precision}',fp32]", "max_pairs=4")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert err.startswith(f"error: precision {precision} of layer ")
+    assert f"does not run in {runtime} here; leave {precision} out of the space, or take a device that has it" in err
+    assert not LatencyTable.load(tmp_path / "tables" / f"{device}.parquet").entries
+
+
+@pytest.mark.parametrize(
+    ("device", "missing", "mend"),
+    [
+        ("wasm", "node is not on the PATH", "install Node.js with npm, for example: apt-get install nodejs npm"),
+        ("wasm_chromium", "no Chromium found", "install one (for example: apt-get install chromium) or name it in"),
+    ],
+)
+def test_a_missing_program_of_a_device_is_told_with_what_to_install(command, tmp_path, monkeypatch, device, missing, mend):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    monkeypatch.setenv("PATH", str(empty))
+    monkeypatch.delenv("CHROME_BIN", raising=False)
+    monkeypatch.setattr(chromium, "MACOS", str(empty / "none"))
+    status, _, err = command(f"device={device}", "max_pairs=4")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert err.startswith(f"error: {missing}")
+    assert mend in err
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 def test_a_bug_keeps_its_traceback(command):
@@ -151,7 +188,12 @@ def test_profiling_prints_a_summary_and_writes_only_the_table(command, tmp_path)
     networks = LatencyTable.load(tmp_path / "tables" / "x86.parquet").networks
     assert sum(network.source == "random" for network in networks) == 8
 
+    status, out, err = command(*SMALL, "target_error=0.9")
+    assert (status, err) == (0, "")
     path = tmp_path / "tables" / "x86.parquet"
+    (point,) = LatencyTable.load(path).curve
+    assert f"{point.error:.2%}" in out
+
     content = path.read_bytes()
     status, _, err = command(*SMALL, "devices.x86.batch=2")
     assert status == 2

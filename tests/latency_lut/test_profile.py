@@ -6,7 +6,8 @@ import pytest
 from latency_lut import profile as profiling
 from latency_lut.device import Device
 from latency_lut.lowering import applicable
-from latency_lut.profile import build_random, pairs_of, profile, retime
+from latency_lut.profile import pairs_of, profile
+from latency_lut.session import build_random, retime
 from latency_lut.table import LatencyTable, pair_key
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace

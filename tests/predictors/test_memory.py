@@ -8,8 +8,8 @@ import pytest
 from latency_lut.lowering import applicable
 from latency_lut.memory import measure_memory
 from latency_lut.networks import NetworkValue
-from latency_lut.profile import build_random
 from latency_lut.runtimes import onnxruntime as runtime
+from latency_lut.session import build_random
 from predictors.memory import MemoryPredictor
 from predictors.ratios import Ratios
 from predictors.tensors import peak_tensor_bytes

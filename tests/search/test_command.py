@@ -72,7 +72,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("device=toaster", ["'device'", "x86"]),
         ("device=[]", ["no device"]),
         ("--nonsense", ["--nonsense"]),
-        ("stages=[party]", ["'party'", "space, tables, supernet, predictors, study, finish, export, report"]),
+        ("stages=[party]", ["'party'", "space, tables, supernet, predictors, relax, study, finish, export, report"]),
         ("stages=[]", ["stages is empty"]),
         ("objectives=[speed]", ["'speed'", "latency@x86"]),
         ("objectives=[accuracy,latency@phone]", ["'phone'", "latency, latency@x86"]),
@@ -80,11 +80,21 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("objectives=[5]", ["5"]),
         ('constraints=["latency@x86<=2kg"]', ["'kg'", "us, ms, s"]),
         ("supernet.epochs=0", ["supernet.epochs is 0"]),
+        ("relaxation=annealing", ["annealing", "dass once_for_both proxyless quantnas tangle"]),
+        ("relaxation.strategy.gates=open", ["'open'", "between, binary"]),
+        ("relaxation.cost_weights=[]", ["relaxation.cost_weights is []", "numbers from 0"]),
+        ("+relaxation.held.resolution=9", ["resolution is held at 9", "8"]),
         ("study.candidates=many", ["'many'"]),
         ("study.leave_out_what_does_not_pay=5", ["leave_out_what_does_not_pay is 5", "true and false"]),
         ("data=custom", ["data.module._target_"]),
         ("data=nowhere", ["data/nowhere"]),
         ("space.stem=[0]", ["stem"]),
+        ('space.sparsities=["3:7",dense]', ["3:7", "divisible by 7, got 8", "change that width or leave it dense"]),
+        ("space.sparsities=[half]", ["'half'", "group@1/2, 2:4"]),
+        ("space.precisions=[w5a8]", ["'w5a8'", "w8a8 w4a8 w3a8 w2a8"]),
+        ("space.ranks=['3/2',full]", ["'3/2'", "shares of the smaller side between 0 and 1"]),
+        ("space.activations=[relu,selective] space.sparsities=[dense]", ["selective", "space.sparsities=[dense,group@1/2]"]),
+        ("space.hidden=[wide]", ["hidden", "plain, iso_flop"]),
         ("+space.colour=3", ["colour"]),
         ("+profile.colour=3", ["colour"]),
         ("+supernet.colour=3", ["colour"]),
@@ -98,7 +108,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     ],
 )
 def test_mistakes_take_one_line_before_anything_is_done(call: Call, tmp_path: Path, argument: str, words: list[str]) -> None:
-    one_line(call(tmp_path, argument, "run=run", *([] if "stages=" in argument else ["stages=[space]"])), *words)
+    one_line(call(tmp_path, *argument.split(), "run=run", *([] if "stages=" in argument else ["stages=[space]"])), *words)
 
 
 @pytest.mark.parametrize(
@@ -388,6 +398,14 @@ def test_done_again_nothing_is_done_and_its_settings_are_remembered(call: Call, 
     changed = {name for name, content in contents(copy).items() if before.get(name) != content}
     assert changed <= {"stages.json", "space.json"}
     assert contents(copy).keys() == before.keys()
+
+
+def test_a_gradient_search_with_nothing_to_decide_is_told(call: Call, copy: Path, tmp_path: Path) -> None:
+    held = ("+relaxation.held.precision=fp32", "+relaxation.held.sparsity=dense")
+    ended = call(tmp_path, "run=run", "stages=[relax]", *held)
+    assert ended.status == 2
+    assert "space mobile has no choice left to relax; hold fewer kinds" in ended.err
+    assert len(ended.err.splitlines()) == 1
 
 
 def test_part_of_the_job_on_an_existing_run(call: Call, copy: Path, tmp_path: Path) -> None:
