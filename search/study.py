@@ -18,11 +18,11 @@ from optuna.samplers import BaseSampler
 
 from predictors.accuracy import AccuracyPredictor, accuracy_features
 from search.candidates import Candidate, Values, propose
-from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
 from search.left_out import NOTHING, LeftOut
 from search.objectives import Constraint, Goal, Objective, hypervolume
 from search.predicted import PredictedValues
+from search.workers import MeasureAll
 from spaces.choice import Architecture
 from spaces.space import Space
 
@@ -78,7 +78,7 @@ def run_studies(
     evaluations: Evaluations,
     new_predictor: Callable[[], AccuracyPredictor],
     new_sampler: Callable[[int], BaseSampler],
-    measure: Callable[[Architecture], Evaluation],
+    measure_all: MeasureAll,
     settings: StudySettings,
     on_progress: Progress = lambda what, done, total: None,
     left_out: Mapping[Goal, LeftOut] | None = None,
@@ -91,7 +91,7 @@ def run_studies(
         evaluations: the initial ones; what is evaluated is added.
         new_predictor: makes an accuracy predictor to fit.
         new_sampler: makes an Optuna sampler from a seed.
-        measure: evaluates an architecture with the supernet.
+        measure_all: evaluates architectures with the supernet.
         settings: rounds and numbers, of each study.
         on_progress: called with what is done, how many are done, and of how many.
         left_out: options that no round of a goal proposes.
@@ -118,13 +118,13 @@ def run_studies(
             # What an earlier attempt at this round evaluated is chosen again; what later ones did must not disturb it.
             known, source = {e.architecture for e in seen}, f"{whose}round {number}"
             chosen = choose([c for c in candidates if c.architecture not in known], goal.objectives, settings.evaluations)
-            evaluations.evaluate(chosen, source, measure, partial(on_progress, f"evaluations, {source}"))
+            evaluations.evaluate(chosen, source, measure_all, partial(on_progress, f"evaluations, {source}"))
             wanted = set(chosen)
             seen += [e for e in evaluations if e.architecture in wanted]
             counts[source] = len(seen)
     drawn = settings.rounds * settings.evaluations * len(goals) + len(set(found))
     sample = next(iter(goals.values())).space.sample_spread
-    baseline = random_baseline(evaluations, drawn, settings.seed, sample, measure, on_progress)
+    baseline = random_baseline(evaluations, drawn, settings.seed, sample, measure_all, on_progress)
     for goal, predicted in goals.items():
         judge(results[goal], goal, predicted, {source: seen[:count] for source, count in counts.items()}, baseline)
     return results
@@ -211,13 +211,13 @@ def random_baseline(
     count: int,
     seed: int,
     sample: Callable[[np.random.Generator], Architecture],
-    measure: Callable[[Architecture], Evaluation],
+    measure_all: MeasureAll,
     on_progress: Progress,
 ) -> list[Evaluated]:
     """Random search at the budget of all studies: the initial evaluations, and as many random ones as all rounds evaluated."""
     rng = np.random.default_rng([seed, 77])
     drawn = [sample(rng) for _ in range(count)]
-    evaluations.evaluate(drawn, RANDOM, measure, partial(on_progress, "evaluations, random baseline"))
+    evaluations.evaluate(drawn, RANDOM, measure_all, partial(on_progress, "evaluations, random baseline"))
     wanted = set(drawn)
     return evaluations.of(INITIAL) + [e for e in evaluations if e.architecture in wanted and e.source != INITIAL]
 

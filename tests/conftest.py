@@ -60,7 +60,7 @@ TINY_JOB = (
 TWO = "+devices.two={_target_: latency_lut.device.Device, name: two, batch: 2}"
 
 # Whole networks are visited for a fraction of the usual time: latencies are noisier, and a job takes seconds.
-QUICK_TIMING = {"latency_lut.profile.NETWORK_VISIT_S": 0.0002}
+QUICK_TIMING = {"latency_lut.session.NETWORK_VISIT_S": 0.0002}
 
 
 @pytest.fixture(scope="session")

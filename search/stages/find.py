@@ -35,7 +35,7 @@ def search_study(job: Job) -> Facts:
         job.evaluations,
         job.predictor,
         job.sampler,
-        lambda a: job.evaluator.evaluate(job.supernet, a),
+        job.workers.evaluate,
         job.study,
         job.progress.advance,
         left_out=unpaid,

@@ -60,7 +60,7 @@ def fit_predictors(job: Job) -> Facts:
             break  # a space with fewer networks
     chosen = list(architectures)[: job.evaluation.initial]
     progress = partial(job.progress.advance, "evaluations")
-    job.evaluations.evaluate(chosen, INITIAL, lambda a: job.evaluator.evaluate(job.supernet, a), progress)
+    job.evaluations.evaluate(chosen, INITIAL, job.workers.evaluate, progress)
     seen = job.evaluations.of(INITIAL)
     features = accuracy_features(job.space, [e.architecture for e in seen], [job.space.network(e.architecture) for e in seen])
     predictor = job.predictor()
