@@ -24,6 +24,7 @@ from pytorch_lightning import LightningDataModule
 from rich.console import Console
 
 from latency_lut.command import run_hydra
+from latency_lut.energy import meter_of
 from latency_lut.memory import check_measures_memory
 from search.claims import claimed
 from search.job import EvaluationSettings, ExportSettings, Job, ProfileSettings
@@ -226,6 +227,8 @@ def build_job(
     goals = goals_of(objectives, constraints, names)
     for name in devices_of(goals, "peak_memory"):
         check_measures_memory(devices[name])
+    for name in devices_of(goals, "energy"):
+        meter_of(devices[name])
     with told("estimators"):
         estimators = instantiate(config.estimators)
         check_estimators(estimators, space)

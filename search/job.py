@@ -14,11 +14,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from latency_lut.device import Device
+from latency_lut.energy import measure_energy
 from latency_lut.memory import measure_memory
 from latency_lut.refine import Refinement
 from latency_lut.table import LatencyTable
 from predictors.accuracy import AccuracyPredictor
 from predictors.automatic import KINDS, Automatic
+from predictors.energy import EnergyPredictor
 from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
 from predictors.wishes import wishes_of
@@ -269,9 +271,20 @@ class Job:
         return fitted
 
     @cached_property
+    def energy(self) -> dict[str, EnergyPredictor]:
+        """Predictor of the energy on each device where it is asked for; what is not measured yet is, in a minute."""
+        fitted = {}
+        for name in devices_of(self.goals, "energy"):
+            path, device = self.path(f"tables/{name}.energy.json"), self.devices[name]
+            table = measure_energy(self.space, device, path, seed=self.seed, on_progress=self.progress.advance)
+            fitted[name] = EnergyPredictor.fit(table, self.space, self.latency[name], self.profile.held_out, self.seed)
+        return fitted
+
+    @cached_property
     def predicted(self) -> dict[Goal, PredictedValues]:
         """What each study judges architectures by."""
-        return {g: PredictedValues(self.space, g.values, self.latency, g.devices[0], self.memory) for g in self.goals}
+        models = self.latency, self.memory, self.energy
+        return {g: PredictedValues(self.space, g.values, *models, device=g.devices[0]) for g in self.goals}
 
     def chosen_predictor(self) -> AccuracyPredictor:
         """A fresh accuracy predictor, of the kind that the stage `predictors` chose where that was left to it.

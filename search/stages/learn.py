@@ -72,16 +72,18 @@ def fit_predictors(job: Job) -> Facts:
     write_atomically(job.path("predictors/accuracy.json"), json.dumps(accuracy, indent=1))
     for name, latency in job.latency.items():
         write_atomically(job.path(f"predictors/latency@{name}.json"), latency.to_json())
-    memory = {name: asdict(fitted.quality) for name, fitted in job.memory.items()}
-    for name, quality_ in memory.items():
-        job.progress.say(
-            f"  {name}: peak memory on {quality_['n']} held-out networks: mean error {quality_['mape']:.1%}, "
-            f"{quality_['coverage']:.0%} in their 90 % interval"
-        )
+    models = {}
+    for quantity, fitted in (("peak memory", job.memory), ("energy", job.energy)):
+        models[quantity] = {name: asdict(model.quality) for name, model in fitted.items()}
+        for name, errors in models[quantity].items():
+            job.progress.say(
+                f"  {name}: {quantity} on {errors['n']} held-out networks: mean error {errors['mape']:.1%}, "
+                f"{errors['coverage']:.0%} in their 90 % interval"
+            )
     job.progress.say(
         f"  {len(seen)} networks evaluated; accuracy predictor {kind.replace('_', ' ')}: Kendall tau {quality.kendall_tau:.2f} "
         f"on {quality.n_held_out} held out"
     )
     if chosen_of:
         job.progress.say(f"    chosen by Kendall tau in cross-validation on the others: {compared_taus(chosen_of)}")
-    return {"accuracy_predictor": accuracy, "memory_models": memory}
+    return {"accuracy_predictor": accuracy, "memory_models": models["peak memory"], "energy_models": models["energy"]}
