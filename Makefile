@@ -41,7 +41,7 @@ $(INSTALLED): pyproject.toml constraints.txt
 		{ echo "error: $(or $(PYTHON),python3) is not Python 3.11 or newer; install one, or run: make PYTHON=/path/to/python3.11 ..." >&2; exit 2; }
 	@$(IN_VENV) -c 'import pip; $(NEW_ENOUGH)' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV) || \
 		{ echo "error: $(PYTHON) -m venv failed; on Debian and Ubuntu install the package python3-venv, then run make again" >&2; exit 2; }
-	$(IN_VENV) -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(IN_VENV) -m pip install --disable-pip-version-check --constraint constraints.txt --editable ".[cluster,dev]"
 	@touch $@
 
 clean:

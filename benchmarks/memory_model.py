@@ -30,7 +30,7 @@ def main() -> None:
         table = measure_memory(space, device, Path(folder) / "memory.json", networks=values["networks"], seed=values["seed"])
         seconds = time.perf_counter() - begin
         again = measure_memory(space, device, Path(folder) / "again.json", networks=REPEATED, seed=values["seed"])
-    repeat = max(abs(a.peak_bytes / b.peak_bytes - 1.0) for a, b in zip(again.networks, table.networks, strict=False))
+    repeat = max(abs(a.value / b.value - 1.0) for a, b in zip(again.networks, table.networks, strict=False))
     fits = [MemoryPredictor.fit(table, space, values["held_out"], values["seed"] + split) for split in range(values["splits"])]
     qualities = [asdict(fit.quality) for fit in fits]
     begin = time.perf_counter()

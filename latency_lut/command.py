@@ -88,7 +88,14 @@ def mistake(error: BaseException) -> str | None:
         return _one_line(str(error)) if _names_wrongly(error) else None
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _one_line(str(error))
+    if _is_of_a_launcher(error):
+        return _one_line(f"a job ended without a result: {error}")[:300] + "; the same command does what is missing"
     return None
+
+
+def _is_of_a_launcher(error: BaseException) -> bool:
+    """Whether a launcher says that the process of a job is gone; launchers need not be installed."""
+    return type(error).__module__.partition(".")[0] == "submitit" or type(error).__name__ == "TerminatedWorkerError"
 
 
 def _names_wrongly(error: InstantiationException) -> bool:
@@ -114,7 +121,7 @@ def _take_command(commands: Mapping[str, Command]) -> Command | None:
 
 
 def _check_arguments() -> None:
-    """Let the argument parser's complaints be one line too."""
+    """Let the argument parser's complaints be one line too, and refuse passwords before anything is written."""
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
@@ -123,6 +130,13 @@ def _check_arguments() -> None:
     parser = get_args_parser()
     parser.__class__ = Parser
     parser.parse_args()
+    for text in sys.argv[1:]:
+        name, _, value = text.partition("=")
+        if re.search(r"://[^/@\s]*:[^/@\s]*@", value):
+            raise UserError(
+                f"{name} has a password in it, which would be written down; give the address without, and the password by the "
+                "environment or the program's own file (of PostgreSQL: PGPASSWORD or ~/.pgpass)"
+            )
 
 
 def _one_line(text: str) -> str:

@@ -41,6 +41,9 @@ GPU_PROVIDERS = {  # what to do where they are missing
 }
 
 
+METERS = ("rapl", "nvml")  # of energy
+
+
 class LoadedModel(Protocol):
     """A model that is ready to run on a device, its inputs bound to random data."""
 
@@ -121,9 +124,10 @@ class Device:
         provider: the runtime's execution provider.
         threads: threads that one run may use.
         batch: samples per run.
+        energy_meter: what its energy is read from, see `latency_lut.energy`; `None`: nothing, so it has none.
 
     Raises:
-        UserError: unknown runtime or provider, or `threads`, `batch` or `name` out of range.
+        UserError: unknown runtime, provider or meter, or `threads`, `batch` or `name` out of range.
     """
 
     name: str
@@ -131,6 +135,7 @@ class Device:
     provider: str = "CPUExecutionProvider"
     threads: int = 1
     batch: int = 1
+    energy_meter: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
@@ -138,6 +143,8 @@ class Device:
         for what, value in (("threads", self.threads), ("batch", self.batch)):
             if type(value) is not int or value < 1:
                 raise UserError(f"device {self.name}: {what} is {value!r}; allowed are integers from 1")
+        if self.energy_meter is not None and self.energy_meter not in METERS:
+            raise UserError(f"device {self.name}: energy_meter is {self.energy_meter!r}; allowed are {', '.join(METERS)}, null")
         if self.threads > _cores():
             raise UserError(f"device {self.name}: threads is {self.threads}; this machine has {_cores()} cores")
         if self.runtime not in runtimes():

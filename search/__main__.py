@@ -24,13 +24,24 @@ from pytorch_lightning import LightningDataModule
 from rich.console import Console
 
 from latency_lut.command import run_hydra
+from latency_lut.energy import meter_of
 from latency_lut.memory import check_measures_memory
 from search.claims import claimed
 from search.job import EvaluationSettings, ExportSettings, Job, ProfileSettings
 from search.objectives import devices_of, goals_of, parse_constraint, parse_objectives
+from search.overrides import (
+    OVERRIDES_FILE,
+    kept_overrides,
+    merged_overrides,
+    missing_keys,
+    own_processes,
+    plain_settings,
+    saved_overrides,
+)
 from search.progress import StageProgress
 from search.report import print_front
 from search.run import Run, digest
+from search.shared_study import checked_url
 from search.sharing import SharedStages
 from search.stages import STAGES, Stage, of_devices, print_choices
 from search.study import StudySettings
@@ -43,9 +54,6 @@ from spaces.entangled import check_held
 from spaces.errors import UserError
 from spaces.files import write_atomically
 from spaces.supernet import check_estimators
-
-OVERRIDES_FILE = "overrides.json"
-NOT_OF_THE_RUN = ("run", "sweep", "stages", "threads", "trainer", "share")
 
 
 def command() -> None:
@@ -70,7 +78,7 @@ def main(config: DictConfig) -> None:
 
 def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | None = None) -> None:
     """Run the configured stages; the recorder is told where."""
-    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning")
+    warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric")
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     given = None if config.run is None else Path(str(config.run))
@@ -98,7 +106,14 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
             return
         if recorder is not None:
             recorder.runs_in(path)
-        waiting = claimed(path, path.name, lambda holder: progress.say(f"run {path} is in use by {holder}; waiting"))
+        held.callback(job.close)
+        does = "waiting" if job.storage is None else "evaluating for it"
+        waiting = claimed(
+            path,
+            path.name,
+            lambda holder: progress.say(f"run {path} is in use by {holder}; {does}"),
+            meanwhile=job.serve_one,
+        )
         claim = held.enter_context(waiting)
         job.run.reload()  # somebody else may have worked on it meanwhile
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
@@ -201,12 +216,19 @@ def build_job(
         raise UserError(f"study.leave_out_what_does_not_pay is {leave_out!r}; allowed are true and false")
     if type(config.seed) is not int or not 0 <= config.seed < 2**31:
         raise UserError(f"seed is {config.seed!r}; allowed are integers from 0 to {2**31 - 1}")
+    storage = study.get("storage")
+    if storage is not None:
+        checked_url(str(storage))
+        if HydraConfig.get().runtime.choices.get("evaluator") not in (None, "local"):
+            raise UserError("study.storage and evaluator are both given; allowed is one of them")
     names = list(devices)
     objectives = parse_objectives([str(text) for text in config.objectives], names)
     constraints = [parse_constraint(str(text), names) for text in config.constraints]
     goals = goals_of(objectives, constraints, names)
     for name in devices_of(goals, "peak_memory"):
         check_measures_memory(devices[name])
+    for name in devices_of(goals, "energy"):
+        meter_of(devices[name])
     with told("estimators"):
         estimators = instantiate(config.estimators)
         check_estimators(estimators, space)
@@ -239,6 +261,8 @@ def build_job(
         estimators=estimators,
         predictor=lambda: predictor(seed=config.seed),
         sampler=sampler,
+        new_workers=instantiate(config.evaluator),
+        storage=storage,
         profile=profile_settings,
         evaluation=evaluation_settings,
         study=StudySettings(study.candidates, study.rounds, study.evaluations, config.seed, leave_out),
@@ -273,14 +297,6 @@ def sampler_factory(make: Callable[..., BaseSampler]) -> Callable[[int], BaseSam
     return lambda seed: make(seed=seed) if takes_seed else make()
 
 
-def plain_settings(config: DictConfig) -> dict[str, Any]:
-    """The resolved configuration as plain values, without what does not change a result."""
-    values = OmegaConf.to_container(config, resolve=True)
-    if not isinstance(values, dict):
-        raise TypeError("the configuration is not a mapping")
-    return {str(key): value for key, value in values.items() if key not in NOT_OF_THE_RUN}
-
-
 def default_name(config: DictConfig, settings: dict[str, Any]) -> str:
     """`SPACE-DATA-DEVICES-FINGERPRINT`: the same settings find the same folder again."""
     data = str(config.data.module.get("_target_")).rsplit(".", 1)[-1].lower()
@@ -301,54 +317,6 @@ def chosen_stages(names: Sequence[str]) -> set[str]:
     if not names:
         raise UserError(f"stages is empty; allowed are {', '.join(known)}")
     return set(names)
-
-
-def missing_keys(values: Any, prefix: str = "") -> list[str]:
-    """Names of values that the configuration leaves to the user (`???`)."""
-    if values == "???":
-        return [prefix]
-    if isinstance(values, dict):
-        return [key for name, value in values.items() for key in missing_keys(value, f"{prefix}.{name}".lstrip("."))]
-    return []
-
-
-# -- a run's own settings ---------------------------------------------------------------------------------------------------
-
-
-def saved_overrides(path: Path) -> list[str]:
-    """The overrides with which a run was begun.
-
-    Raises:
-        UserError: the file is damaged.
-    """
-    try:
-        overrides = json.loads((path / OVERRIDES_FILE).read_text())
-        if not isinstance(overrides, list) or not all(isinstance(text, str) for text in overrides):
-            raise ValueError("not a list of strings")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path / OVERRIDES_FILE} is damaged ({error}); use another run folder: run=FOLDER") from error
-    return overrides
-
-
-def override_key(text: str) -> str:
-    """What an override sets: `study.rounds` of `+study.rounds=3`."""
-    return text.lstrip("+~").partition("=")[0]
-
-
-def merged_overrides(saved: Sequence[str], given: Sequence[str]) -> list[str]:
-    """Saved overrides with those given now in place of their namesakes."""
-    replaced = {override_key(text) for text in given}
-    return [text for text in saved if override_key(text) not in replaced] + list(given)
-
-
-def kept_overrides(overrides: Sequence[str]) -> list[str]:
-    """Overrides that belong to the run, not to this call."""
-    return [text for text in overrides if override_key(text).partition(".")[0] not in NOT_OF_THE_RUN]
-
-
-def own_processes(overrides: Sequence[str]) -> list[str]:
-    """Overrides of the processes of this call, which are not the run's."""
-    return [text for text in overrides if override_key(text).partition(".")[0] in ("threads", "trainer")]
 
 
 if __name__ == "__main__":

@@ -92,6 +92,7 @@ def claimed(
     on_wait: Callable[[Holder], None],
     until: Callable[[], bool] = lambda: False,
     patience_s: float = PATIENCE_S,
+    meanwhile: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Claim, Holder | None] | None]:
     """Hold the claim on a folder while the body runs; wait for it as long as somebody else does.
 
@@ -101,6 +102,7 @@ def claimed(
         on_wait: called once for every other holder that is waited for. May raise, not to wait.
         until: asked while waiting; true when there is nothing left to wait for.
         patience_s: after so long without a sign of life a holder is called gone.
+        meanwhile: called while waiting, and at once again as long as it returns true.
 
     Yields:
         The claim, and who held it last without giving it back; `None` when `until` became true.
@@ -113,7 +115,7 @@ def claimed(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot make {folder}: {error.strerror or error}; choose a folder that you may write") from error
-    taken = _wait(folder, work, on_wait, until, patience_s)
+    taken = _wait(folder, work, on_wait, until, patience_s, meanwhile)
     if taken is None:
         yield None
         return
@@ -125,7 +127,12 @@ def claimed(
 
 
 def _wait(
-    folder: Path, work: str, on_wait: Callable[[Holder], None], until: Callable[[], bool], patience_s: float
+    folder: Path,
+    work: str,
+    on_wait: Callable[[Holder], None],
+    until: Callable[[], bool],
+    patience_s: float,
+    meanwhile: Callable[[], bool],
 ) -> tuple[Holder, Holder | None] | None:
     told = seen_number = -1
     seen_beat, since = "", time.monotonic()
@@ -142,7 +149,8 @@ def _wait(
                 if told != last:
                     told = last
                     on_wait(holder)
-                time.sleep(POLL_S)
+                if not meanwhile():
+                    time.sleep(POLL_S)
                 continue
             gone = holder
         own = _create(folder, last + 1, work)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from search.evaluation import Evaluation
+from search.workers import MeasureAll
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.files import write_atomically
@@ -85,17 +85,20 @@ class Evaluations:
         self,
         architectures: Sequence[Architecture],
         source: str,
-        measure: Callable[[Architecture], Evaluation],
+        measure_all: MeasureAll,
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> None:
-        """Evaluate what is not known yet, and save."""
-        missing = [a for a in dict.fromkeys(architectures) if a not in self._known]
-        for index, architecture in enumerate(missing, 1):
-            result = measure(architecture)
+        """Evaluate what is not known yet, and save; in the end they stand in the order that was asked for, whoever did what."""
+        asked = list(dict.fromkeys(architectures))
+        missing = [a for a in asked if a not in self._known]
+        for index, (architecture, result) in enumerate(measure_all(missing), 1):
             self._known[architecture] = Evaluated(architecture, result.accuracy, result.loss, source)
-            if index % SAVE_EVERY == 0 or index == len(missing):
+            if index % SAVE_EVERY == 0:
                 self.save()
             on_progress(index, len(missing))
+        if missing:
+            self._known |= {a: self._known.pop(a) for a in asked if self._known[a].source == source}
+            self.save()
 
     def save(self) -> None:
         """Write the file, whole or not at all."""

@@ -14,16 +14,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from latency_lut.device import Device
+from latency_lut.energy import measure_energy
 from latency_lut.memory import measure_memory
 from latency_lut.refine import Refinement
 from latency_lut.table import LatencyTable
 from predictors.accuracy import AccuracyPredictor
+from predictors.energy import EnergyPredictor
 from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
 from predictors.wishes import wishes_of
 from search import __version__
 from search.data import check_batch, fingerprint
-from search.evaluation import Evaluator, Split, calibration_batches, collect
+from search.evaluation import Evaluation, Evaluator, Split, calibration_batches, collect
 from search.evaluations import Evaluations
 from search.export import Tolerances
 from search.objectives import Goal, devices_of
@@ -31,10 +33,12 @@ from search.predicted import PredictedValues
 from search.progress import StageProgress
 from search.relaxation import RelaxationSettings
 from search.run import Run, digest
+from search.shared_study import SharedStudy
 from search.study import StudySettings
 from search.training import SupernetTraining
 from search.training.finishing import FinishSettings
 from search.training.parallel import Processes
+from search.workers import Workers
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.space import Space
@@ -117,6 +121,8 @@ class Job:
         training: makes the supernet's training from `(supernet, seed, evaluator, on_epoch)`.
         predictor: makes an accuracy predictor.
         sampler: makes an Optuna sampler from a seed.
+        new_workers: makes those who evaluate networks, from `(evaluator, supernet)`.
+        storage: database of a study that several processes share; `None` for none.
         profile: how tables are measured.
         evaluation: how networks are evaluated.
         study: how the search goes.
@@ -141,6 +147,8 @@ class Job:
     training: Callable[..., SupernetTraining]
     predictor: Callable[[], AccuracyPredictor]
     sampler: Callable[[int], BaseSampler]
+    new_workers: Callable[..., Workers]
+    storage: str | None
     profile: ProfileSettings
     evaluation: EvaluationSettings
     study: StudySettings
@@ -262,9 +270,20 @@ class Job:
         return fitted
 
     @cached_property
+    def energy(self) -> dict[str, EnergyPredictor]:
+        """Predictor of the energy on each device where it is asked for; what is not measured yet is, in a minute."""
+        fitted = {}
+        for name in devices_of(self.goals, "energy"):
+            path, device = self.path(f"tables/{name}.energy.json"), self.devices[name]
+            table = measure_energy(self.space, device, path, seed=self.seed, on_progress=self.progress.advance)
+            fitted[name] = EnergyPredictor.fit(table, self.space, self.latency[name], self.profile.held_out, self.seed)
+        return fitted
+
+    @cached_property
     def predicted(self) -> dict[Goal, PredictedValues]:
         """What each study judges architectures by."""
-        return {g: PredictedValues(self.space, g.values, self.latency, g.devices[0], self.memory) for g in self.goals}
+        models = self.latency, self.memory, self.energy
+        return {g: PredictedValues(self.space, g.values, *models, device=g.devices[0]) for g in self.goals}
 
     @cached_property
     def supernet(self) -> Supernet:
@@ -296,7 +315,51 @@ class Job:
                 return self._loaded(self.path(network["file"]))
         return self.supernet
 
+    @property
+    def evaluations_key(self) -> str:
+        """Fingerprint of the supernet and of how networks are evaluated with it."""
+        return digest(self.run.output("supernet"), self.settings["evaluation"])
+
     @cached_property
     def evaluations(self) -> Evaluations:
-        key = digest(self.run.output("supernet"), self.settings["evaluation"])
-        return Evaluations(self.path(EVALUATIONS_FILE), self.space, key)
+        return Evaluations(self.path(EVALUATIONS_FILE), self.space, self.evaluations_key)
+
+    @cached_property
+    def workers(self) -> Workers:
+        """Who evaluates networks with the supernet.
+
+        Raises:
+            UserError: they cannot be reached.
+        """
+        if self.storage is None:
+            return self.new_workers(evaluator=self.evaluator, supernet=self.supernet)
+        return self.shared_study
+
+    @cached_property
+    def shared_study(self) -> SharedStudy:
+        """The study in a database by which several processes evaluate.
+
+        Raises:
+            UserError: the database does not answer.
+        """
+
+        def measure(architecture: Architecture) -> Evaluation:
+            return self.evaluator.evaluate(self.supernet, self.space.architecture(architecture))
+
+        return SharedStudy(str(self.storage), self.evaluations_key, measure, self.progress.say)
+
+    def serve_one(self) -> bool:
+        """Evaluate one network for the process that holds the run; returns whether there was one to do."""
+        if self.storage is None:
+            return False
+        self.run.reload()
+        supernet = self.run.record("supernet")
+        if supernet is None or not supernet.done or supernet.fingerprint != self.fingerprint("supernet"):
+            return False
+        return self.shared_study.serve_one()
+
+    def close(self) -> None:
+        """Give back what evaluates networks, where it was needed."""
+        for name in ("workers", "shared_study"):
+            if name in self.__dict__:
+                self.__dict__[name].close()

@@ -1,7 +1,9 @@
 """Objectives and constraints: what a search improves and what it must respect, as users write them.
 
-`objectives=[accuracy,latency,size]`, `constraints=["latency@x86<=2ms","size<=200kB"]`. A latency or a peak memory without
-a device is open: it means that of each device, and each device is searched for by a study of its own, whose `Goal` names it.
+`objectives=[accuracy,latency,size]`, `constraints=["latency@x86<=2ms","size<=200kB"]`.
+
+A latency, a peak memory or an energy without a device is open: it means that of each device, and each device is searched for by
+a study of its own, whose `Goal` names it.
 """
 
 from __future__ import annotations
@@ -18,16 +20,18 @@ UNITS: dict[str, dict[str, float]] = {
     "accuracy": {"": 1.0, "%": 0.01},
     "latency": {"us": 1.0, "ms": 1e3, "s": 1e6},
     "peak_memory": {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2},
+    "energy": {"uJ": 1.0, "mJ": 1e3, "J": 1e6},
     "macs": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
     "parameters": {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9},
     "size": {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2},
     "memory": {"B": 1.0, "kB": 1e3, "MB": 1e6, "KiB": 1024.0, "MiB": 1024.0**2},
 }
-ON_DEVICE = ("latency", "peak_memory")  # quantities that each device has its own of
+ON_DEVICE = ("latency", "peak_memory", "energy")  # quantities that each device has its own of
 SOURCES = {
     "accuracy": "validation accuracy with the supernet's weights",
     "latency": "predicted from the device's table",
     "peak_memory": "most bytes that a run holds on the device, predicted from the layers and from measured networks",
+    "energy": "of one run, predicted from the layers' times and networks whose energy the device's meter measured",
     "macs": "counted from the layers; removed weights do not count",
     "parameters": "counted from the layers; removed weights do not count",
     "size": "bytes of the exported file, predicted from the layers' lowerings",

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 
 from predictors.accuracy import AccuracyPredictor, accuracy_features
+from predictors.energy import EnergyPredictor
 from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
 from predictors.size import model_bytes
@@ -25,8 +26,9 @@ class PredictedValues:
         space: of the architectures.
         objectives: what to predict, of objectives and constraints alike.
         latency: latency predictor by device.
-        device: whose file a size is of; the first one's by default.
         memory: predictor of the peak memory by device, at least of those that an objective names.
+        energy: the same of the energy.
+        device: whose file a size is of; the first one's by default.
     """
 
     def __init__(
@@ -34,10 +36,15 @@ class PredictedValues:
         space: Space,
         objectives: Sequence[Objective],
         latency: Mapping[str, LatencyPredictor],
-        device: str | None = None,
         memory: Mapping[str, MemoryPredictor] | None = None,
+        energy: Mapping[str, EnergyPredictor] | None = None,
+        device: str | None = None,
     ) -> None:
-        self.space, self.latency, self.memory = space, latency, memory or {}
+        self.space, self.latency = space, latency
+        self.measured: dict[str, Mapping[str, MemoryPredictor | EnergyPredictor]] = {
+            "peak_memory": memory or {},
+            "energy": energy or {},
+        }
         self.device = next(iter(latency)) if device is None else device
         self.objectives = list({o.name: o for o in objectives}.values())
         self._costs = lru_cache(REMEMBERED)(self._uncached_costs)
@@ -54,9 +61,9 @@ class PredictedValues:
     def _cost(self, objective: Objective, network: Network) -> float:
         if objective.quantity == "latency":
             return self.latency[str(objective.device)].predict(network)[0]
-        if objective.quantity == "peak_memory":
+        if objective.quantity in self.measured:
             device = str(objective.device)
-            return self.memory[device].predict(network, self.latency[device].plan(network))[0]
+            return self.measured[objective.quantity][device].predict(network, self.latency[device].plan(network))[0]
         if objective.quantity == "size":
             return float(model_bytes(network, self.latency[self.device].plan(network)))
         counted = {"macs": network.macs, "parameters": network.parameters, "memory": network.peak_activation_bytes}

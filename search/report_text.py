@@ -121,19 +121,28 @@ def supernet_cost(summary: Summary) -> str:
 
 
 def relaxation(summary: Summary) -> str:
-    """What a gradient search found."""
+    """What a gradient search found, and whether it beats as many random networks."""
     found = summary.get("relaxation") or {}
     members = found.get("members") or []
     if not members:
         return ""
+    name = found.get("strategy", "")
     seconds = sum(number(m.get("seconds")) or 0.0 for m in members)
     errors = [(shown(fit.get("mape"), ".1f", " %", 100), fit.get("cost")) for fit in (found.get("fits") or {}).values()]
     fits = ", ".join(f"{error} for {cost}" for error, cost in errors)
-    return (
-        f"The gradient search {found.get('strategy', '')} was run with {len(members)} weights of the cost before the study, "
+    text = (
+        f"Before the study the gradient search {name} was run with {len(members)} weights of the cost, "
         f"{shown(seconds, ',.0f')} s in all; the study went on from what it found. "
         f"Its gradient came from a sum over options, whose mean error was {fits}."
     )
+    for view in views(summary):
+        alone, by_random = [*map(number, (view.get("study") or {}).get("hypervolume_relaxed") or []), None, None][:2]
+        if alone is None or by_random is None:
+            continue
+        where = f" on {device_of(view).get('name', 'a device')}" if len(views(summary)) > 1 else ""
+        beats = "" if alone > by_random else f", so {name} does not beat random search"
+        text += f" Its networks alone have a hypervolume of {alone:.3f}{where}, as many random ones {by_random:.3f}{beats}."
+    return text
 
 
 def finishing(summary: Summary) -> str:

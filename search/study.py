@@ -18,11 +18,11 @@ from optuna.samplers import BaseSampler
 
 from predictors.accuracy import AccuracyPredictor, accuracy_features
 from search.candidates import Candidate, Values, propose
-from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
 from search.left_out import NOTHING, LeftOut
 from search.objectives import Constraint, Goal, Objective, hypervolume
 from search.predicted import PredictedValues
+from search.workers import MeasureAll
 from spaces.choice import Architecture
 from spaces.space import Space
 
@@ -60,6 +60,7 @@ class StudyResult:
         candidate_s: seconds spent on candidates (sampler and predictors), without evaluations.
         hypervolumes: of the front after the initial evaluations and after each round of any study, by what was evaluated.
         hypervolume_random: of random architectures, as many evaluations.
+        hypervolume_relaxed: of what a gradient search found, alone, and of as many random architectures; `None` without one.
         reference: reference point by objective.
         nearest_miss: when nothing is feasible, the constraint that binds and by how much.
     """
@@ -69,6 +70,7 @@ class StudyResult:
     candidate_s: float = 0.0
     hypervolumes: dict[str, float] = field(default_factory=dict)
     hypervolume_random: float = 0.0
+    hypervolume_relaxed: tuple[float, float] | None = None
     reference: Values = field(default_factory=dict)
     nearest_miss: dict[str, object] | None = None
 
@@ -78,7 +80,7 @@ def run_studies(
     evaluations: Evaluations,
     new_predictor: Callable[[], AccuracyPredictor],
     new_sampler: Callable[[int], BaseSampler],
-    measure: Callable[[Architecture], Evaluation],
+    measure_all: MeasureAll,
     settings: StudySettings,
     on_progress: Progress = lambda what, done, total: None,
     left_out: Mapping[Goal, LeftOut] | None = None,
@@ -91,7 +93,7 @@ def run_studies(
         evaluations: the initial ones; what is evaluated is added.
         new_predictor: makes an accuracy predictor to fit.
         new_sampler: makes an Optuna sampler from a seed.
-        measure: evaluates an architecture with the supernet.
+        measure_all: evaluates architectures with the supernet.
         settings: rounds and numbers, of each study.
         on_progress: called with what is done, how many are done, and of how many.
         left_out: options that no round of a goal proposes.
@@ -99,10 +101,10 @@ def run_studies(
     """
     seen = evaluations.of(INITIAL)
     results, counts = {goal: StudyResult() for goal in goals}, {INITIAL: len(seen)}
-    strategy, found = relaxed
+    strategy, found = relaxed[0], set(relaxed[1])
     if found:
-        begun = {e.architecture for e in seen}
-        seen += [e for e in evaluations if e.architecture in set(found) - begun]
+        new = found - {e.architecture for e in seen}
+        seen += [e for e in evaluations if e.architecture in new]
         counts[strategy] = len(seen)
     for place, (goal, predicted) in enumerate(goals.items()):
         whose, result = f"{goal.name} " if len(goals) > 1 else "", results[goal]
@@ -118,15 +120,16 @@ def run_studies(
             # What an earlier attempt at this round evaluated is chosen again; what later ones did must not disturb it.
             known, source = {e.architecture for e in seen}, f"{whose}round {number}"
             chosen = choose([c for c in candidates if c.architecture not in known], goal.objectives, settings.evaluations)
-            evaluations.evaluate(chosen, source, measure, partial(on_progress, f"evaluations, {source}"))
+            evaluations.evaluate(chosen, source, measure_all, partial(on_progress, f"evaluations, {source}"))
             wanted = set(chosen)
             seen += [e for e in evaluations if e.architecture in wanted]
             counts[source] = len(seen)
-    drawn = settings.rounds * settings.evaluations * len(goals) + len(set(found))
+    drawn = settings.rounds * settings.evaluations * len(goals) + len(found)
     sample = next(iter(goals.values())).space.sample_spread
-    baseline = random_baseline(evaluations, drawn, settings.seed, sample, measure, on_progress)
+    baseline = random_baseline(evaluations, drawn, settings.seed, sample, measure_all, on_progress)
     for goal, predicted in goals.items():
-        judge(results[goal], goal, predicted, {source: seen[:count] for source, count in counts.items()}, baseline)
+        by_source = {source: seen[:count] for source, count in counts.items()}
+        judge(results[goal], goal, predicted, by_source, baseline, [e for e in seen if e.architecture in found])
     return results
 
 
@@ -160,6 +163,7 @@ def judge(
     predicted: PredictedValues,
     seen: Mapping[str, Sequence[Evaluated]],
     baseline: Sequence[Evaluated],
+    relaxed: Sequence[Evaluated] = (),
 ) -> None:
     """Complete a result: its front and how it grew, beside that of random search.
 
@@ -169,6 +173,7 @@ def judge(
         predicted: costs of architectures.
         seen: everything evaluated after the initial evaluations and after each round, by what was evaluated last.
         baseline: random search.
+        relaxed: what a gradient search found.
     """
     fronts = {
         source: evaluated_front(known, predicted, goal.objectives, goal.constraints)
@@ -180,6 +185,11 @@ def judge(
     volumes = {source: hypervolume([normalize(c.values) for c in front], unit) for source, front in fronts.items()}
     result.hypervolume_random = volumes.pop(RANDOM)
     result.hypervolumes = volumes
+    if relaxed:
+        drawn = [e for e in baseline if e.source != INITIAL][: len(relaxed)]
+        alone = [evaluated_front(known, predicted, goal.objectives, goal.constraints) for known in (relaxed, drawn)]
+        found, by_random = (hypervolume([normalize(c.values) for c in front], unit) for front in alone)
+        result.hypervolume_relaxed = found, by_random
     result.front = fronts[list(seen)[-1]]
     if not result.front:
         result.nearest_miss = nearest_miss(as_candidates(everything, predicted, goal.constraints), goal.constraints)
@@ -211,15 +221,15 @@ def random_baseline(
     count: int,
     seed: int,
     sample: Callable[[np.random.Generator], Architecture],
-    measure: Callable[[Architecture], Evaluation],
+    measure_all: MeasureAll,
     on_progress: Progress,
 ) -> list[Evaluated]:
     """Random search at the budget of all studies: the initial evaluations, and as many random ones as all rounds evaluated."""
     rng = np.random.default_rng([seed, 77])
     drawn = [sample(rng) for _ in range(count)]
-    evaluations.evaluate(drawn, RANDOM, measure, partial(on_progress, "evaluations, random baseline"))
-    wanted = set(drawn)
-    return evaluations.of(INITIAL) + [e for e in evaluations if e.architecture in wanted and e.source != INITIAL]
+    evaluations.evaluate(drawn, RANDOM, measure_all, partial(on_progress, "evaluations, random baseline"))
+    known = {e.architecture: e for e in evaluations}
+    return evaluations.of(INITIAL) + [known[a] for a in dict.fromkeys(drawn) if known[a].source != INITIAL]
 
 
 def choose(candidates: Sequence[Candidate], objectives: Sequence[Objective], count: int) -> list[Architecture]:

@@ -97,6 +97,7 @@ def summarize(
         "data": data_figures(job),
         "accuracy_predictor": facts["predictors"]["accuracy_predictor"],
         "memory_models": facts["predictors"].get("memory_models", {}),
+        "energy_models": facts["predictors"].get("energy_models", {}),
         "supernet": {**supernet, "seconds": seconds["supernet"], **cost_figures(job, facts, exported)},
         "relaxation": facts["relax"],
         "finish": facts["finish"].get("networks", []),

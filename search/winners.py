@@ -15,10 +15,12 @@ from typing import Any
 import numpy as np
 
 from latency_lut.device import Device
+from latency_lut.energy import meter_of, run_energy_uj
 from latency_lut.lowering import model_kind
 from latency_lut.session import retime
 from latency_lut.table import STATISTIC, LatencyTable, NetworkTiming
 from latency_lut.timing import Timing
+from predictors.energy import EnergyPredictor
 from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
 from predictors.size import model_bytes
@@ -52,6 +54,7 @@ class Exporter:
         tolerances: what an export must keep.
         provenance: what a card says of where it comes from.
         memory: predictor of its peak memory, where that was asked for.
+        energy: predictor of its energy, where that was asked for.
     """
 
     space: Space
@@ -63,6 +66,7 @@ class Exporter:
     tolerances: Tolerances
     provenance: Provenance
     memory: MemoryPredictor | None = None
+    energy: EnergyPredictor | None = None
 
     @property
     def model_name(self) -> str:
@@ -108,6 +112,7 @@ class Exporter:
             "parameters": network.parameters,
             "peak_activation_bytes": network.peak_activation_bytes,
             **self._memory(network, lowerings, model),
+            **self._energy(network, lowerings, model),
             "layers": [self._layer(n.name, n.spec, low) for n, low in zip(network.nodes, lowerings, strict=True)],
             "sha256": {self.model_name: sha256(model)},
             "provenance": dict(self.provenance),
@@ -124,6 +129,20 @@ class Exporter:
         measured = self.device.load_runtime().peak_bytes(model, self.device)
         interval = self.memory.interval(network, lowerings)
         return {"peak_bytes": measured, "predicted_peak_bytes": predicted, "predicted_peak_bytes_90": interval}
+
+    def _energy(self, network: Network, lowerings: Sequence[str], model: bytes) -> dict[str, object]:
+        """Energy of a run as predicted and measured; nothing where the search did not ask for it."""
+        if self.energy is None:
+            return {}
+        predicted, _ = self.energy.predict(network, lowerings)
+        measured = run_energy_uj(self.device.load_runtime().load(model, self.device), meter_of(self.device))
+        interval = self.energy.interval(network, lowerings)
+        return {
+            "energy_uj": measured,
+            "predicted_energy_uj": predicted,
+            "predicted_energy_uj_90": interval,
+            "energy_meter": self.device.energy_meter,
+        }
 
     def _inherited(self, architecture: Architecture) -> float:
         """Test accuracy in torch with the supernet's weights."""

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -66,6 +66,14 @@ class Supernet(nn.Module):
         self._walk = lru_cache(REMEMBERED_NETWORKS)(space.network)
         self._network = space.network(space.largest())
         self.layers = nn.ModuleDict({module_key(node.name): self._layer(node) for node in space.stored_network().nodes})
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: all but the walks that are remembered here."""
+        return {name: value for name, value in self.__dict__.items() if name != "_walk"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._walk = lru_cache(REMEMBERED_NETWORKS)(self.space.network)
 
     def _layer(self, node: Node) -> ElasticLayer:
         options = {kind: self._options(node.name, kind) for kind in ("precision", "rank")}

@@ -17,6 +17,7 @@ from latency_lut.network import build_layer
 from search.data import Digits
 from search.evaluation import Evaluator
 from search.export import Tolerances, export, layer_weights, verify
+from search.relaxation import ExpectedCost, RelaxationSettings, search_member
 from search.training import SupernetTraining, train
 from spaces import precision, sparsity
 from spaces.elastic import OPERATORS
@@ -59,6 +60,16 @@ def test_the_training_strategy_trains(tiny_space: MobileSpace, evaluator: Evalua
     training = SupernetTraining(Supernet(tiny_space), names["Ends"](), 3, 0.02, 0.0, 0, evaluator, curve_points=1)
     train(training, digits, tmp_path)
     assert all(training.curve[-1][name] < training.curve[0][name] for name in ("largest_loss", "smallest_loss"))
+
+
+def test_the_gradient_strategy_searches(tiny_space: MobileSpace, digits: Digits, tmp_path: Path) -> None:
+    names: dict[str, Any] = {"__name__": "search.relaxation.likeliest"}
+    exec(compile(example("A gradient strategy"), "likeliest.py", "exec"), names)
+    torch.manual_seed(0)
+    settings = RelaxationSettings(names["Likeliest"](), [0.0], epochs=1, learning_rate=0.3)
+    cost = ExpectedCost.fit(tiny_space, lambda a: 1.0 + float(np.nansum(tiny_space.positions([a]))), {}, 100, 0)
+    member = search_member(Supernet(tiny_space), settings, cost, digits, 30.0, 0, tmp_path / "state.ckpt")
+    assert member.architecture == tiny_space.smallest()
 
 
 @pytest.fixture

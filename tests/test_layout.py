@@ -83,4 +83,4 @@ def test_every_package_is_declared_for_installation() -> None:
 
 def test_tests_mirror_the_rooms() -> None:
     folders = {path.relative_to(CHECKOUT / "tests").parts[0] for path in python_files("tests") if path.parent.name != "tests"}
-    assert folders <= {*ROOMS, "benchmarks", "conf", "end_to_end"}
+    assert folders <= {*ROOMS, "benchmarks", "cluster", "conf", "end_to_end"}

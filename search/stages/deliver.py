@@ -56,6 +56,7 @@ def export_device(job: Job, device: Device, chosen: list[Architecture], random_f
         job.export.tolerances,
         provenance,
         job.memory.get(device.name),
+        job.energy.get(device.name),
     )
     rows: list[tuple[str, str | None, str | None, int | None, Architecture]] = []
     rows += [(f"winners/{device.name}/{rank}", None, None, rank, a) for rank, a in enumerate(chosen, 1)]
@@ -115,9 +116,11 @@ def report_run(job: Job) -> Facts:
 def front_row(job: Job, name: str, candidate: Candidate) -> Facts:
     """A point of a device's front with what it costs there, as the search saw it."""
     predictor, network = job.latency[name], job.space.network(candidate.architecture)
-    lowerings, memory = predictor.plan(network), {}
+    lowerings, more = predictor.plan(network), {}
     if name in job.memory:
-        memory["predicted_peak_bytes"] = job.memory[name].predict(network, lowerings)[0]
+        more["predicted_peak_bytes"] = job.memory[name].predict(network, lowerings)[0]
+    if name in job.energy:
+        more["predicted_energy_uj"] = job.energy[name].predict(network, lowerings)[0]
     return {
         "architecture": dict(candidate.architecture),
         "accuracy": candidate.values["accuracy"],
@@ -127,5 +130,5 @@ def front_row(job: Job, name: str, candidate: Candidate) -> Facts:
         "parameters": network.parameters,
         "size_bytes": model_bytes(network, lowerings),
         "peak_activation_bytes": network.peak_activation_bytes,
-        **memory,
+        **more,
     }

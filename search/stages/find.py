@@ -35,7 +35,7 @@ def search_study(job: Job) -> Facts:
         job.evaluations,
         job.predictor,
         job.sampler,
-        lambda a: job.evaluator.evaluate(job.supernet, a),
+        job.workers.evaluate,
         job.study,
         job.progress.advance,
         left_out=unpaid,
@@ -92,6 +92,11 @@ def figures(job: Job, goal: Goal, result: study.StudyResult, unpaid: LeftOut) ->
         f"  {whose}{len(result.candidates)} candidates ({rate:.0f} a second), {len(job.evaluations)} networks evaluated, "
         f"{len(result.front)} on the front; hypervolume {volumes[-1]:.3f}, random search {result.hypervolume_random:.3f}"
     )
+    if result.hypervolume_relaxed is not None:
+        alone, by_random = result.hypervolume_relaxed
+        verdict = "" if alone > by_random else ": it does not beat random search"
+        told = f"hypervolume of the gradient search alone {alone:.3f}, of as many random networks {by_random:.3f}"
+        job.progress.say(f"  {whose}{told}{verdict}")
     return {
         "candidates": len(result.candidates),
         "distinct_candidates": len({c.architecture for c, _ in result.candidates}),
@@ -100,6 +105,7 @@ def figures(job: Job, goal: Goal, result: study.StudyResult, unpaid: LeftOut) ->
         "hypervolume_by_round": volumes,
         "hypervolume_after": list(result.hypervolumes),
         "hypervolume_random": result.hypervolume_random,
+        **({} if result.hypervolume_relaxed is None else {"hypervolume_relaxed": list(result.hypervolume_relaxed)}),
         "reference_point": result.reference,
         "nearest_miss": result.nearest_miss,
         "left_out": {"options": unpaid.count, "of": unpaid.considered, "devices": unpaid.devices, "what": unpaid.sentences()},

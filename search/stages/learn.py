@@ -60,7 +60,7 @@ def fit_predictors(job: Job) -> Facts:
             break  # a space with fewer networks
     chosen = list(architectures)[: job.evaluation.initial]
     progress = partial(job.progress.advance, "evaluations")
-    job.evaluations.evaluate(chosen, INITIAL, lambda a: job.evaluator.evaluate(job.supernet, a), progress)
+    job.evaluations.evaluate(chosen, INITIAL, job.workers.evaluate, progress)
     seen = job.evaluations.of(INITIAL)
     features = accuracy_features(job.space, [e.architecture for e in seen], [job.space.network(e.architecture) for e in seen])
     predictor = job.predictor()
@@ -69,14 +69,16 @@ def fit_predictors(job: Job) -> Facts:
     write_atomically(job.path("predictors/accuracy.json"), json.dumps(accuracy, indent=1))
     for name, latency in job.latency.items():
         write_atomically(job.path(f"predictors/latency@{name}.json"), latency.to_json())
-    memory = {name: asdict(fitted.quality) for name, fitted in job.memory.items()}
-    for name, quality_ in memory.items():
-        job.progress.say(
-            f"  {name}: peak memory on {quality_['n']} held-out networks: mean error {quality_['mape']:.1%}, "
-            f"{quality_['coverage']:.0%} in their 90 % interval"
-        )
+    models = {}
+    for quantity, fitted in (("peak memory", job.memory), ("energy", job.energy)):
+        models[quantity] = {name: asdict(model.quality) for name, model in fitted.items()}
+        for name, errors in models[quantity].items():
+            job.progress.say(
+                f"  {name}: {quantity} on {errors['n']} held-out networks: mean error {errors['mape']:.1%}, "
+                f"{errors['coverage']:.0%} in their 90 % interval"
+            )
     job.progress.say(
         f"  {len(seen)} networks evaluated; accuracy predictor: Kendall tau {quality.kendall_tau:.2f} "
         f"on {quality.n_held_out} held out"
     )
-    return {"accuracy_predictor": accuracy, "memory_models": memory}
+    return {"accuracy_predictor": accuracy, "memory_models": models["peak memory"], "energy_models": models["energy"]}

@@ -1,13 +1,17 @@
 """Peak memory predicted from layers, against what the runtime holds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from latency_lut.lowering import applicable
-from latency_lut.memory import MemoryTable, NetworkMemory, measure_memory
+from latency_lut.memory import measure_memory
+from latency_lut.networks import NetworkValue
 from latency_lut.runtimes import onnxruntime as runtime
 from latency_lut.session import build_random
 from predictors.memory import MemoryPredictor
+from predictors.ratios import Ratios
 from predictors.tensors import peak_tensor_bytes
 from spaces.errors import UserError
 
@@ -35,13 +39,7 @@ def test_held_out_networks_are_predicted(small_space, table):
 
 
 def test_predictions_scale_with_what_was_measured(small_space, table):
-    doubled = MemoryTable(
-        table.space_fingerprint,
-        table.device_name,
-        table.device_fingerprint,
-        table.device,
-        [NetworkMemory(n.architecture, n.lowerings, 2 * n.peak_bytes) for n in table.networks],
-    )
+    doubled = replace(table, networks=[NetworkValue(n.architecture, n.lowerings, 2 * n.value) for n in table.networks])
     plain, twice = (MemoryPredictor.fit(t, small_space) for t in (table, doubled))
     for timing in table.networks[:5]:
         network = small_space.network(timing.architecture)
@@ -58,8 +56,8 @@ def test_intervals_hold_the_share_that_they_promise():
     rng, inside = np.random.default_rng(0), []
     for _ in range(300):
         ratios = rng.lognormal(sigma=0.1, size=60)
-        fitted = MemoryPredictor({"batch": 1}, ratios[:40])
-        inside.append(fitted.quality_of(range(1000, 1020), ratios[40:] * range(1000, 1020)).coverage)
+        seen, modelled = Ratios(np.ones(40), ratios[:40]), np.arange(1.0, 21.0)
+        inside.append(seen.quality(modelled, ratios[40:] * modelled).coverage)
     assert 0.88 < np.mean(inside) < 0.94
 
 
@@ -73,6 +71,6 @@ def test_more_samples_hold_more(small_space, x86):
 
 
 def test_too_few_networks_are_told(small_space, table):
-    few = MemoryTable(table.space_fingerprint, "x86", table.device_fingerprint, table.device, table.networks[:11])
+    few = replace(table, networks=table.networks[:11])
     with pytest.raises(UserError, match="11 networks with measured memory; a model needs 20"):
         MemoryPredictor.fit(few, small_space)

@@ -12,6 +12,8 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -203,6 +205,53 @@ def test_peak_memory_is_refused_where_nothing_measures_it(call: Call, tmp_path: 
     where = [*tiny_job, "device=torch_cpu", "run=run"]
     one_line(call(tmp_path, *where, "objectives=[accuracy,peak_memory]"), "device torch_cpu", "does not tell how much memory")
     one_line(call(tmp_path, *where, "constraints=['peak_memory<=1MB']"), "does not tell how much memory")
+    assert not (tmp_path / "run").exists()
+
+
+# -- energy -------------------------------------------------------------------------------------------------------------------
+
+
+def test_energy_is_searched_for_where_there_is_a_meter(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    """With powercap's folder in another place, and a counter that goes up as the clock does: 10 W."""
+    package, stop, begin = tmp_path / "powercap" / "intel-rapl:0", threading.Event(), time.perf_counter()
+    package.mkdir(parents=True)
+    for name, text in (("name", "package-0"), ("max_energy_range_uj", "262143328850"), ("energy_uj", "0")):
+        (package / name).write_text(text)
+
+    def count() -> None:
+        while not stop.is_set():
+            (package / "new").write_text(str(int(10e6 * (time.perf_counter() - begin))))
+            (package / "new").replace(package / "energy_uj")
+            time.sleep(0.001)
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        constants = {"latency_lut.energy.POWERCAP": str(package.parent), "latency_lut.energy.WINDOW_S": 0.02}
+        wanted = ("objectives=[accuracy,energy]", "devices.x86.energy_meter=rapl", "export.random_winners=0")
+        ended = call(tmp_path, *tiny_job, *wanted, "run=run", constants=constants)
+    finally:
+        stop.set()
+        counter.join()
+    assert ended.status == 0, ended.err
+    assert "x86: energy on" in ended.out
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert [o["unit"] for o in summary["study"]["objectives"]] == ["", "uJ"]
+    assert summary["energy_models"]["x86"]["n"] >= 10
+    assert all(row["predicted_energy_uj"] > 0 for row in summary["front"])
+    for card in summary["winners"]:
+        assert card["energy_uj"] > 0
+        assert card["predicted_energy_uj"] > 0
+        assert card["energy_meter"] == "rapl"
+    assert "energy, µJ" in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_energy_is_refused_without_a_meter(call: Call, tmp_path: Path, tiny_job: Job) -> None:
+    job = [*tiny_job, "run=run"]
+    mend = "devices.x86.energy_meter=rapl|nvml"
+    one_line(call(tmp_path, *job, "objectives=[accuracy,energy]"), "device x86 has no energy meter", mend)
+    one_line(call(tmp_path, *job, "constraints=['energy@x86<=1mJ']"), "device x86 has no energy meter", mend)
+    one_line(call(tmp_path, *job, "devices.x86.energy_meter=wattmeter"), "energy_meter is 'wattmeter'; allowed are rapl, nvml")
     assert not (tmp_path / "run").exists()
 
 
@@ -557,7 +606,7 @@ def test_help_explains(tmp_path: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for words in (
         *(
-            "accuracy, latency, latency@DEVICE, peak_memory, peak_memory@DEVICE, size, memory, macs, parameters",
+            "accuracy, latency, latency@DEVICE, peak_memory, peak_memory@DEVICE, energy, energy@DEVICE, size, memory, macs",
             "us ms s",
             "python -m search stages=[space]",
         ),

@@ -11,6 +11,7 @@ import pytest
 
 from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM, SAVE_EVERY, Evaluations
+from search.workers import one_by_one
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
@@ -21,8 +22,11 @@ def drawn(space: MobileSpace, count: int) -> list[Architecture]:
     return list(dict.fromkeys(space.sample(rng) for _ in range(3 * count)))[:count]
 
 
-def measure(architecture: Architecture) -> Evaluation:
+def measure_one(architecture: Architecture) -> Evaluation:
     return Evaluation((hash(architecture) % 997) / 997, 1.5)
+
+
+measure = one_by_one(measure_one)
 
 
 @pytest.fixture
@@ -49,15 +53,26 @@ def test_nothing_is_evaluated_twice(filled: Evaluations, small_space: MobileSpac
 
     def counting(architecture: Architecture) -> Evaluation:
         asked.append(architecture)
-        return measure(architecture)
+        return measure_one(architecture)
 
     told: list[tuple[int, int]] = []
     architectures = drawn(small_space, 8)
-    filled.evaluate([*architectures, *architectures], "round 1", counting, lambda done, total: told.append((done, total)))
+    filled.evaluate(
+        [*architectures, *architectures], "round 1", one_by_one(counting), lambda done, total: told.append((done, total))
+    )
     assert asked == architectures[5:]
     assert told == [(1, 3), (2, 3), (3, 3)]
-    filled.evaluate([], "round 1", counting)
+    filled.evaluate([], "round 1", one_by_one(counting))
     assert len(asked) == 3
+
+
+def test_the_order_is_that_of_asking_whoever_did_what(small_space: MobileSpace, tmp_path: Path) -> None:
+    architectures = drawn(small_space, 7)
+    evaluations = Evaluations(tmp_path / "e.parquet", small_space, "key")
+    evaluations.evaluate(architectures[3:5], INITIAL, measure)  # what a killed run left
+    evaluations.evaluate(architectures, INITIAL, lambda missing: measure(missing[::-1]))
+    assert [e.architecture for e in evaluations] == architectures
+    assert [e.architecture for e in Evaluations(evaluations.path, small_space, "key")] == architectures
 
 
 def test_a_kill_loses_less_than_one_batch(small_space: MobileSpace, tmp_path: Path) -> None:
@@ -66,11 +81,11 @@ def test_a_kill_loses_less_than_one_batch(small_space: MobileSpace, tmp_path: Pa
     def dies(architecture: Architecture) -> Evaluation:
         if architecture == architectures[-1]:
             raise KeyboardInterrupt
-        return measure(architecture)
+        return measure_one(architecture)
 
     path = tmp_path / "evaluations.parquet"
     with pytest.raises(KeyboardInterrupt):
-        Evaluations(path, small_space, "key").evaluate(architectures, INITIAL, dies)
+        Evaluations(path, small_space, "key").evaluate(architectures, INITIAL, one_by_one(dies))
     assert [e.architecture for e in Evaluations(path, small_space, "key")] == architectures[: SAVE_EVERY * 2]
 
 

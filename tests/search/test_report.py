@@ -438,3 +438,18 @@ def test_console_ends_with_the_front_and_its_units(width: int) -> None:
 
 def test_console_does_not_read_markup_of_the_run() -> None:
     assert "[/bold]" in printed(example(name="a[/bold]b"))
+
+
+def test_a_gradient_search_is_shown_and_told_when_it_does_not_beat_random(tmp_path: Path) -> None:
+    member = {"weight": 0.1, "seconds": 3.0, "cost": 40.0, "accuracy": 0.9}
+    summary = example(
+        relaxation={"strategy": "tangle", "fits": {"x86": {"cost": "latency", "mape": 0.09}}, "members": [member]}
+    )
+    summary["study"] |= {"relaxed": [[40.0, 0.9]], "hypervolume_relaxed": [0.4, 0.5]}
+    text = written(summary, tmp_path)
+    assert "the gradient search tangle was run with 1 weights of the cost, 3 s in all" in Page(text).text
+    assert "mean error was 9.0 % for latency" in Page(text).text
+    assert "of 0.400, as many random ones 0.500, so tangle does not beat random search" in Page(text).text
+    assert "tangle, accuracy measured" in text
+    summary["study"]["hypervolume_relaxed"] = [0.6, 0.5]
+    assert "does not beat" not in Page(written(summary, tmp_path)).text

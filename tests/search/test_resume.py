@@ -153,7 +153,10 @@ def test_killed_in_a_gradient_search_and_started_again(
     timeless = [{k: v for k, v in member.items() if k != "seconds"} for member in found["members"]]
     assert timeless == [{k: v for k, v in member.items() if k != "seconds"} for member in expected["members"]]
     assert (tmp_path / "run" / "front.csv").read_text() == (tmp_path / "whole" / "front.csv").read_text()
-    assert run["study"]["facts"]["studies"]["x86"]["hypervolume_after"][:2] == ["initial", "proxyless"]
+    study = run["study"]["facts"]["studies"]["x86"]
+    assert study["hypervolume_after"][:2] == ["initial", "proxyless"]
+    assert study == {**undisturbed["study"]["facts"]["studies"]["x86"], "candidates_per_s": study["candidates_per_s"]}
+    assert 0.0 <= study["hypervolume_relaxed"][0] <= study["hypervolume"]
 
 
 def begun_before(stage: str, finished: Path, tables: Path, run: Path) -> None:

@@ -1,0 +1,110 @@
+"""Sweeps by launchers: several processes, submitit, and a real Slurm; a killed job is told, and done again alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from search.sweep import DONE, STOPPED, read_jobs
+from tests.cluster import slurm
+
+Job = tuple[str, ...]
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 240
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "search", "-m", *arguments]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+
+
+def only_sweep(folder: Path) -> Path:
+    (sweep,) = (folder / "runs").glob("sweep-*")
+    return sweep
+
+
+def killed_once(
+    folder: Path, arguments: list[str], jobs: int, environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """Run a sweep, and kill one of its jobs when all have begun; the first that trains goes on."""
+    with (folder / "out").open("w") as out, (folder / "err").open("w") as err:
+        process = subprocess.Popen(arguments, cwd=folder, env=environment, stdout=out, stderr=err)
+    try:
+        end, killed = time.monotonic() + PATIENCE_S, False
+        while process.poll() is None:
+            assert time.monotonic() < end
+            files = list(folder.glob("runs/sweep-*/jobs/*.json"))
+            told = [json.loads(file.read_text()) for file in files] if len(files) == jobs and not killed else []
+            running = [job for job in told if job["state"] == "running" and "seed=1" in job["overrides"]]
+            if running:
+                os.kill(running[0]["pid"], signal.SIGKILL)
+                killed = True
+            time.sleep(0.1)
+    finally:
+        process.kill()
+        process.wait()
+    assert killed
+    return subprocess.CompletedProcess(
+        arguments, process.returncode, (folder / "out").read_text(), (folder / "err").read_text()
+    )
+
+
+def check(folder: Path, arguments: list[str], jobs: int, environment: Mapping[str, str]) -> None:
+    ended = killed_once(folder, arguments, jobs, environment)
+    assert ended.returncode == 2, ended.stderr
+    lines = [line for line in ended.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1, ended.stderr
+    assert "ended without a result" in lines[0]
+    assert "Traceback" not in ended.stderr
+    sweep = only_sweep(folder)
+    end = time.monotonic() + PATIENCE_S
+    while any(job.state == "running" for job in read_jobs(sweep)):  # a launcher may end before its jobs do
+        assert time.monotonic() < end
+        time.sleep(0.5)
+    states = [job.state for job in read_jobs(sweep)]
+    assert sorted(states) == [DONE] * (jobs - 1) + [STOPPED]
+    finished = {job.run: (sweep / job.run / "summary.json").stat().st_mtime_ns for job in read_jobs(sweep) if job.state == DONE}
+    again = subprocess.run(arguments, cwd=folder, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert again.returncode == 0, again.stderr
+    assert [job.state for job in read_jobs(sweep)] == [DONE] * jobs
+    records = {job.run: json.loads((sweep / job.run / "stages.json").read_text()) for job in read_jobs(sweep)}
+    trained = [run for run, record in records.items() if "taken_from" not in record["supernet"]["facts"]]
+    assert len(trained) == 2  # one for each seed
+    assert len(list((folder / "runs" / "shared").glob("supernet-*"))) == 2
+    assert finished.keys() < records.keys()
+
+
+def test_several_processes(tiny_job: Job, tmp_path: Path) -> None:
+    arguments = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "seed=0,1", "stages=[space]")
+    ended = subprocess.run(command(*tiny_job, *arguments), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    assert [job.state for job in read_jobs(only_sweep(tmp_path))] == [DONE, DONE]
+
+
+def test_submitit_on_this_machine(tiny_job: Job, tmp_path: Path) -> None:
+    check(tmp_path, command(*tiny_job, "hydra/launcher=submitit_local", "seed=0,1"), 2, environment())
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[slurm.Cluster]:
+    if slurm.missing():
+        pytest.skip(slurm.missing())
+    with slurm.Cluster() as cluster:
+        yield cluster
+
+
+def test_slurm(cluster: slurm.Cluster, tiny_job: Job, tmp_path: Path) -> None:
+    launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=debug", "hydra.launcher.timeout_min=10")
+    sweep = ("seed=0,1", 'constraints=[],["latency@x86<=1ms"]')
+    check(tmp_path, command(*tiny_job, *launcher, *sweep), 4, {**cluster.environment, **environment()})
