@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import norm
 
 STRICTNESS = (1e4, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
-ALWAYS_STRICTNESS = 1e-4
+ALWAYS_STRICTNESS = 1e-2
 COVERAGE = 0.9
 LEAST_ERROR = 0.003
 

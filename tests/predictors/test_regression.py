@@ -28,7 +28,7 @@ def test_the_chosen_strictness_has_the_smallest_error_of_really_leaving_out():
     x = rows / measured_us[:, None]
 
     def really_left_out(strictness):
-        prior = scales * np.where(np.arange(len(scales)) < 1, 1e-4**-0.5, strictness**-0.5)
+        prior = scales * np.where(np.arange(len(scales)) < 1, 1e-2**-0.5, strictness**-0.5)
         errors = []
         for left in range(len(x)):
             kept = np.delete(np.arange(len(x)), left)
