@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latency_lut.alone import alone_on_this_machine
 from latency_lut.device import LoadedModel
 
 NEIGHBOURS = 8
@@ -35,7 +36,7 @@ class Timing:
 
 
 def interleaved(models: Sequence[LoadedModel], rounds: int, visit_s: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Visit every model once per round, in a new order every round.
+    """Visit every model once per round, in a new order every round; other processes that measure here wait.
 
     Args:
         models: loaded models; memory bounds their number, 150 layers are a good batch.
@@ -49,9 +50,10 @@ def interleaved(models: Sequence[LoadedModel], rounds: int, visit_s: float, seed
     rng = np.random.default_rng(seed)
     times_us = np.empty((len(models), rounds))
     orders = np.array([rng.permutation(len(models)) for _ in range(rounds)])
-    for round_, order in enumerate(orders):
-        for index in order:
-            times_us[index, round_] = models[index].visit(visit_s)
+    with alone_on_this_machine():
+        for round_, order in enumerate(orders):
+            for index in order:
+                times_us[index, round_] = models[index].visit(visit_s)
     return times_us, orders
 
 
