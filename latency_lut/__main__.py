@@ -15,7 +15,7 @@ import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from latency_lut.bundle import write_bundle
@@ -98,6 +98,10 @@ def _progress(console: Console) -> Progress:
     return Progress(*columns, console=console, transient=True)
 
 
+def _update(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)
+
+
 def _curve(table: LatencyTable) -> Table:
     curve = Table(title=f"{table.device_name}: error of the latency model, leave-one-out, against what was measured")
     for column in ("pairs", "networks", "seconds", "mean error"):
@@ -164,7 +168,7 @@ def bundle(config: DictConfig) -> None:
     for device in (instantiate(entry) for entry in config.devices.values()):
         path = Path(config.bundles) / f"{device.name}-bundle.zip"
         with _progress(console) as progress:
-            update = partial(progress.update, progress.add_task(f"{device.name}: models", total=None))
+            task = progress.add_task(f"{device.name}: models", total=None)
             manifest = write_bundle(
                 space,
                 device,
@@ -175,7 +179,7 @@ def bundle(config: DictConfig) -> None:
                 networks=config.networks,
                 rounds=config.rounds,
                 visit_s=config.visit_s,
-                on_progress=lambda done, total, update=update: update(completed=done, total=total),
+                on_progress=partial(_update, progress, task),
             )
         counts = f"{len(manifest.pairs)} pairs, {len(manifest.networks)} networks, {path.stat().st_size / 1e6:.1f} MB"
         console.print(f"bundle: {path} ({counts})", soft_wrap=True, highlight=False)

@@ -3,8 +3,8 @@
     python NAME-bundle.zip [BUNDLE] [RESULTS]
     python runner.py [BUNDLE] [RESULTS]
 
-Needs Python 3.9 or newer, numpy and onnxruntime, nothing else. BUNDLE is the zip file or the folder into which it was unpacked (by
-default that of this file), RESULTS the file to write (by default `results.jsonl` beside the zip file or in the folder).
+Needs Python 3.9 or newer, numpy and onnxruntime, nothing else. BUNDLE is the zip file or the folder into which it was unpacked
+(by default that of this file), RESULTS the file to write (by default `results.jsonl` beside the zip file or in the folder).
 
 Results are lines of JSON, only ever appended; started again, only what is missing is measured. Nothing is computed here: the
 numbers are what the clock said, and `python -m latency_lut import` makes a table of them. The lines are
