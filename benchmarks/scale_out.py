@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from multiprocessing.synchronize import Event
@@ -69,6 +70,7 @@ def rate_by_dask(workers: DaskWorkers, architectures: Sequence[Architecture]) ->
 def by_dask(evaluator: Evaluator, supernet: Supernet, architectures: Sequence[Architecture], repeats: int) -> dict[str, float]:
     """Rates with one and two workers, and the overhead of an evaluation."""
     rates: dict[int, list[float]] = {1: [], 2: []}
+    warnings.filterwarnings("ignore", "Port 8787", UserWarning)  # of the second cluster's status page, which nobody opens
     with closing(DaskWorkers(evaluator, supernet, 1)) as one, closing(DaskWorkers(evaluator, supernet, 2)) as two:
         for workers in (one, two):
             rate_by_dask(workers, architectures[:4])  # imports, weights
@@ -97,6 +99,7 @@ def instantly(architecture: Architecture) -> Evaluation:
 
 def help_with(url: str, key: str, joined: Event, ended: Event) -> None:
     """A process that evaluates for the study until it is over."""
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with closing(SharedStudy(url, key, instantly)) as study:
         joined.set()
         while not ended.is_set():
@@ -164,7 +167,7 @@ def busy_share(workers: int, service_s: float, evaluations_s: np.ndarray, rng: n
 
 
 def saturation(rate: float, evaluations_s: np.ndarray, seed: int) -> dict[str, int]:
-    """By mean seconds of an evaluation, the largest simulated number of workers that stay busy; 0 when not even the smallest."""
+    """By mean seconds of an evaluation, the largest simulated number of workers that stay busy; 0 where the smallest do not."""
     found = {}
     for mean_s in MEANS_S:
         stretched = evaluations_s * mean_s / evaluations_s.mean()
@@ -197,7 +200,8 @@ def main() -> None:
     try:
         dask = by_dask(evaluator, supernet, architectures, values["repeats"])
         with databases() as urls:
-            rates = {n: {str(p): round(rate_by_study(url, p, values["trials"]), 1) for p in PROCESSES} for n, url in urls.items()}
+            trials = values["trials"]
+            rates = {name: {p: round(rate_by_study(url, p, trials), 1) for p in PROCESSES} for name, url in urls.items()}
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     limits = {"dask": 1e3 / dask["dask_overhead_ms"], **{name: max(found.values()) for name, found in rates.items()}}
