@@ -39,6 +39,7 @@ from search.overrides import (
     saved_overrides,
 )
 from search.progress import StageProgress
+from search.proxies import ProxySettings
 from search.report import print_front
 from search.run import Run, digest
 from search.shared_study import checked_url
@@ -112,7 +113,7 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
             path,
             path.name,
             lambda holder: progress.say(f"run {path} is in use by {holder}; {does}"),
-            meanwhile=job.serve_one,
+            meanwhile=job.serve_some,
         )
         claim = held.enter_context(waiting)
         job.run.reload()  # somebody else may have worked on it meanwhile
@@ -242,6 +243,8 @@ def build_job(
         predictor(seed=config.seed)
     with told("profile"):
         profile_settings = ProfileSettings(**{str(key): value for key, value in profile.items()})
+    with told("proxies"):
+        proxies = ProxySettings(**settings["proxies"])
     with told("finish"):
         finish_settings = FinishSettings(**{str(key): value for key, value in config.finish.items()})
     with told("relaxation"):
@@ -265,6 +268,7 @@ def build_job(
         storage=storage,
         profile=profile_settings,
         evaluation=evaluation_settings,
+        proxies=proxies,
         study=StudySettings(study.candidates, study.rounds, study.evaluations, config.seed, leave_out),
         processes=processes,
         worker_command=worker_command,

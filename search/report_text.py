@@ -102,6 +102,12 @@ def accuracy_predictor(summary: Summary) -> str:
     used = summary.get("accuracy_predictor") or {}
     name, compared = str(used.get("kind", "n/a")).replace("_", " "), used.get("compared") or {}
     text = f"Predictor {name}, fitted to {shown(used.get('n'), ',.0f')} architectures evaluated with the supernet's weights."
+    proxies = used.get("proxies") or {}
+    if proxies:
+        taus = [shown(tau, ".2f") for tau in (used.get("kendall_tau"), proxies.get("kendall_tau_without"))]
+        text += (
+            f" It also sees the zero-cost proxies {', '.join(proxies['names'])}: Kendall tau {taus[0]}, without them {taus[1]}."
+        )
     if not compared:
         return text
     return f"{text} It was chosen by Kendall tau in cross-validation, without those held out: {compared_taus(compared)}."

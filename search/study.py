@@ -16,7 +16,7 @@ from functools import partial
 import numpy as np
 from optuna.samplers import BaseSampler
 
-from predictors.accuracy import AccuracyPredictor, accuracy_features
+from predictors.accuracy import AccuracyPredictor
 from search.candidates import Candidate, Values, propose
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
 from search.left_out import NOTHING, LeftOut
@@ -145,8 +145,7 @@ def predicted_candidates(
 ) -> list[Candidate]:
     """What a sampler asks for that begins at the front of what was evaluated, judged by a predictor that learns from it."""
     space = predicted.space
-    features = accuracy_features(space, [e.architecture for e in seen], [predicted.network(e.architecture) for e in seen])
-    predictor.fit(features, [e.accuracy for e in seen])
+    predictor.fit(predicted.features([e.architecture for e in seen]), [e.accuracy for e in seen])
     front = evaluated_front(seen, predicted, goal.objectives, goal.constraints)
     starts = front or nearest(as_candidates(seen, predicted, goal.constraints))
     runs = (a for c in starts for a in (c.architecture, *precision_runs(space, c.architecture)))
