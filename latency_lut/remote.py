@@ -1,8 +1,8 @@
-"""Measuring on a device elsewhere: its bundle goes there and is run, results come back line by line, broken links are taken up again.
+"""A bundle that is run on a device elsewhere: it goes there, results come back line by line, a broken link is taken up again.
 
-On the device everything is in a folder named by the bundle's checksum; here the results are in a file that only grows. So whatever
-breaks, the connection, this process, the device, the next attempt or the next call goes on from what is measured. Nothing that
-comes from the device is believed here: lines are counted and kept, `latency_lut.results` checks them.
+On the device everything is in a folder named by the bundle's checksum; here the results are in a file that only grows. So
+whatever breaks, the connection, this process, the device, the next attempt or the next call goes on from what is measured.
+Nothing that comes from the device is believed here: lines are counted and kept, `latency_lut.importing` checks them.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from spaces.errors import UserError
 
 ATTEMPTS = 8  # in a row that bring nothing new; with their pauses more than two minutes
 LONGEST_PAUSE_S = 30.0
-RESULTS_BYTES = 2**28  # a device that sends more sends something else
+LARGEST_RESULTS = 2**28  # bytes; a device that sends more sends something else
 NO_SUCH_PROGRAM = (126, 127)  # exit statuses of a shell
 
-# Programs of one line, see `latency_lut.transports.ssh`. How many bytes a file there has, -1 without it, and the digest of the first.
+# Programs of one line, see `latency_lut.transports.ssh`. How many bytes a file there has (-1: no file), a digest of the first.
 STATE = (
     "import hashlib,os,sys; path,size=sys.argv[1],int(sys.argv[2]); there=os.path.exists(path); "
     "print(os.path.getsize(path) if there else -1, hashlib.sha256(open(path,'rb').read(size) if there else b'').hexdigest())"
@@ -137,29 +137,26 @@ class RemoteRun:
         try:
             with self.results.open("ab") as file:
                 for line in self.transport.run(words, stopped=self._stopped):
-                    if self._results_bytes + len(line) > RESULTS_BYTES:
+                    if self._results_bytes + len(line) > LARGEST_RESULTS:
                         raise UserError(
-                            f"device {self.device_name}: more than {RESULTS_BYTES} bytes of results; that is no runner"
+                            f"device {self.device_name}: more than {LARGEST_RESULTS} bytes of results; that is no runner"
                         )
                     file.write(line)
                     file.flush()
                     self._count(line)
                     self._on_progress("models", len(self._known), self.models)
         except OSError as error:
-            raise UserError(
-                f"cannot write {self.results}: {error.strerror or error}; choose another folder with tables="
-            ) from error
+            raise self._cannot_write(error) from error
         if not self._complete and not self._stopped.is_set():
             raise LinkError("the runner's output ended early")
 
     def _pause(self, fruitless: int, error: LinkError) -> None:
         here = f"{len(self._known)} of {self.models} models are here"
         if fruitless > ATTEMPTS:
-            raise UserError(
-                f"device {self.device_name}: {self.transport.name} is gone ({error}); {here}, the same command goes on with the others"
-            ) from error
+            gone = f"{self.transport.name} is gone ({error}); {here}"
+            raise UserError(f"device {self.device_name}: {gone}, the same command goes on with the others") from error
         pause_s = min(2.0 ** (fruitless - 1), LONGEST_PAUSE_S)
-        attempt = f"attempt {fruitless} of {ATTEMPTS} in {pause_s:.0f} s"
+        attempt = f"attempt {fruitless} of {ATTEMPTS} in {pause_s:g} s"
         self._say(f"{self.device_name}: the connection broke ({error}); {here}; {attempt}")
         self._stopped.wait(pause_s)
 
@@ -191,11 +188,12 @@ class RemoteRun:
             with self.results.open("r+b") as file:
                 file.truncate(len(kept))
         except OSError as error:
-            raise UserError(
-                f"cannot write {self.results}: {error.strerror or error}; choose another folder with tables="
-            ) from error
+            raise self._cannot_write(error) from error
         for line in kept.splitlines(keepends=True):
             self._count(line)
+
+    def _cannot_write(self, error: OSError) -> UserError:
+        return UserError(f"cannot write {self.results}: {error.strerror or error}; choose another folder with tables=")
 
     def _count(self, line: bytes) -> None:
         """Take in a line of results as far as its number goes."""

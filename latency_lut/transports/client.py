@@ -92,9 +92,9 @@ def lines_of(
     complaint = _Tail()
     try:
         yield from _lines(process, complaint, stopped)
-        status = process.wait()
     finally:
         _end(process, complaint)
+    status = process.returncode
     if stopped is not None and stopped.is_set():
         return
     if status < 0 or lost(status, complaint.last_line):
