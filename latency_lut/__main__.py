@@ -2,7 +2,7 @@
 
 A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on measured devices,
 `python -m latency_lut check` whether they are still what their tables say, `python -m latency_lut bundle` writes what is to be
-measured on a device elsewhere.
+measured on a device elsewhere, and `python -m latency_lut import` makes a table of what came back.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from latency_lut.command import run_hydra
 from latency_lut.device import Device
 from latency_lut.drift import Drift, age_days
 from latency_lut.drift import check as check_drift
+from latency_lut.importing import import_results
 from latency_lut.pays_report import print_report, read_tables, report_of, write_report
 from latency_lut.profile import LEAST_NETWORKS, profile
 from latency_lut.refine import Refinement
@@ -69,17 +70,31 @@ def measure(space: Space, device: Device, config: DictConfig) -> None:
             refinement=refinement,
             on_progress=on_progress,
         )
-    spread = float(np.median([entry.spread_us / entry.us for entry in table.entries.values()]))
-    summary = Table(title=f"{device.name}: {table.device['cpu']}, {device.runtime} {table.device['runtime_version']}")
+    rows = [
+        ("pairs in the table", f"{stats.pairs}", f"of {stats.reachable} seen in sampled networks"),
+        ("measured now", f"{stats.measured} + {stats.networks}", f"pairs + networks in {stats.seconds:.1f} s"),
+    ]
+    if stats.measured:
+        rows.append(("rate", f"{stats.pairs_per_min:,.0f}", "pairs/min"))
+    console.print(_summary(table, space, config, rows))
+    if refinement is not None:
+        console.print(_curve(table))
+    console.print(f"table: {path}", soft_wrap=True)
+
+
+def _summary(table: LatencyTable, space: Space, config: DictConfig, rows: list[tuple[str, str, str]]) -> Table:
+    """What is in a table, and how good the latency model is that it makes; `rows` stand in front."""
+    summary = Table(
+        title=f"{table.device_name}: {table.device['cpu']}, {table.device['runtime']} {table.device['runtime_version']}"
+    )
     summary.add_column("what")
     summary.add_column("value", justify="right")
     summary.add_column("unit")
-    summary.add_row("pairs in the table", f"{stats.pairs}", f"of {stats.reachable} seen in sampled networks")
+    for row in rows:
+        summary.add_row(*row)
+    spread = float(np.median([entry.spread_us / entry.us for entry in table.entries.values()]))
     summary.add_row("spread of a pair", f"{spread:.1%}", "standard error, in the median pair")
     summary.add_row("networks in the table", f"{len(table.networks)}", "timed whole")
-    summary.add_row("measured now", f"{stats.measured} + {stats.networks}", f"pairs + networks in {stats.seconds:.1f} s")
-    if stats.measured:
-        summary.add_row("rate", f"{stats.pairs_per_min:,.0f}", "pairs/min")
     if config.latency_model is not None and len(table.networks) >= LEAST_NETWORKS:
         quality = instantiate(config.latency_model)(table, space).quality
         summary.add_row("latency model, mean error", f"{quality.mape:.1%}", f"on {quality.n} held-out networks")
@@ -87,15 +102,12 @@ def measure(space: Space, device: Device, config: DictConfig) -> None:
         summary.add_row("latency model, within 10 %", f"{quality.within_10:.0%}", "of them")
         summary.add_row("latency model, in the 90 % interval", f"{quality.coverage:.0%}", "of them")
         summary.add_row("latency model, Spearman", f"{quality.spearman:.3f}", "")
-    console.print(summary)
-    if refinement is not None:
-        console.print(_curve(table))
-    console.print(f"table: {path}", soft_wrap=True)
+    return summary
 
 
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _update(progress: Progress, task: TaskID, done: int, total: int) -> None:
@@ -186,8 +198,25 @@ def bundle(config: DictConfig) -> None:
         console.print(f"run it there: python {path.name}", soft_wrap=True, highlight=False)
 
 
+def import_file(path: Path, config: DictConfig) -> None:
+    """Make a table of what was measured elsewhere."""
+    space, console = instantiate(config.space, _convert_="all"), Console()
+    imported = import_results(space, path, Path(config.tables), bundles=(Path(config.bundles),))
+    rows = [
+        ("pairs in the table", f"{len(imported.table.entries)}", ""),
+        ("new from the file", f"{imported.pairs} + {imported.networks}", "pairs + networks"),
+    ]
+    if imported.failed:
+        rows.append(("did not load there", f"{imported.failed}", "models"))
+    summary = _summary(imported.table, space, config, rows)
+    imported.save()
+    console.print(summary)
+    console.print(f"table: {imported.path}", soft_wrap=True)
+
+
 COMMANDS = {"report": report, "check": check, "bundle": bundle}
+FILE_COMMANDS = {"import": import_file}
 
 
 if __name__ == "__main__":
-    run_hydra(main, "latency_lut", COMMANDS)
+    run_hydra(main, "latency_lut", COMMANDS, FILE_COMMANDS)

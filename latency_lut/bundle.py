@@ -13,6 +13,7 @@ import io
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -103,7 +104,7 @@ def plan(
     return Manifest(
         space.name,
         space.fingerprint,
-        {"name": device.name, **device.settings},
+        replace(device, reach="bundle", energy_meter=None),
         seed,
         max_pairs,
         dict(zip(KINDS, protocols, strict=True)),
