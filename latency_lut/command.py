@@ -48,7 +48,8 @@ def run_hydra(
         file_commands: likewise; behind the word stands the path of a file.
 
     Raises:
-        SystemExit: with status 2 after a user's mistake, told in one line on stderr; of several jobs the others still run.
+        SystemExit: with status 2 after a user's mistake, told in one line on stderr, or after a group of them; of several jobs
+            the others still run.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     process, mistakes = os.getpid(), []
@@ -58,12 +59,16 @@ def run_hydra(
         try:
             chosen(config)
         except Exception as error:
-            line = mistake(error)
             # Elsewhere (a launcher's worker) nobody reads the list; the launcher brings the exception back.
-            if line is None or os.getpid() != process:
+            if os.getpid() != process:
                 raise
-            _print_error(line)
-            mistakes.append(line)
+            errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]
+            for line in (line for one in errors if (line := mistake(one)) is not None):
+                _print_error(line)
+                mistakes.append(line)
+            bugs = [one for one in errors if mistake(one) is None]
+            if bugs:
+                raise (ExceptionGroup(str(error), bugs) if len(bugs) > 1 else bugs[0]) from None
 
     with tempfile.TemporaryDirectory() as scratch:
         OmegaConf.register_new_resolver("scratch_folder", lambda: scratch, replace=True)
