@@ -37,6 +37,7 @@ from search.proxies import ProxyScores, ProxySettings, compressed
 from search.relaxation import RelaxationSettings
 from search.run import Run, digest
 from search.shared_study import SharedStudy
+from search.strategies import SearchStrategy
 from search.study import StudySettings
 from search.training import SupernetTraining
 from search.training.finishing import FinishSettings
@@ -130,6 +131,7 @@ class Job:
         profile: how tables are measured.
         evaluation: how networks are evaluated.
         proxies: zero-cost proxies beside the accuracy predictor's own features.
+        strategy: makes what searches.
         study: how the search goes.
         processes: on what the supernet is trained.
         worker_command: arguments of `python -m search` with which further processes join the training.
@@ -157,6 +159,7 @@ class Job:
     profile: ProfileSettings
     evaluation: EvaluationSettings
     proxies: ProxySettings
+    strategy: Callable[[], SearchStrategy]
     study: StudySettings
     processes: Processes
     worker_command: Sequence[str]
