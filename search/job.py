@@ -183,7 +183,7 @@ class Job:
             "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], s["estimators"], self.seed],
             "predictors": lambda: [output("tables"), output("supernet"), *(s[part] for part in judging), self.seed],
             "relax": lambda: [output("predictors"), s["relaxation"], goals, self.seed],
-            "study": lambda: [output("predictors"), s["study"], goals, self.seed, self.relaxed_output],
+            "study": lambda: [output("predictors"), s["study"], goals, self.seed, self.relaxed_output, self.strategy().key],
             "finish": lambda: [output("study"), s["finish"], s["export"]["winners"]],
             "export": lambda: [output("study"), s["export"], self.finished_output],
             "report": lambda: [output("export")],
