@@ -104,21 +104,19 @@ def test_it_learns_and_what_it_learned_holds_in_a_larger_space(
     search: Callable[..., Any], goal_with: Callable[..., Any], tmp_path: Path
 ) -> None:
     """With the paper's reward small networks pay in the made-up accuracies: the policy learns to compress."""
-    strategy = trained(search, goal_with)
-    assert strategy.policy is not None
-    torch.manual_seed(0)
-    fresh = Policy(strategy.policy.kinds)
-    path = tmp_path / "policy.safetensors"
+    strategy, path = trained(search, goal_with), tmp_path / "policy.safetensors"
     path.write_bytes(strategy.files()["policy.safetensors"])
     for space in (SMALL, LARGE):
-        new = Policy(Plan(space, ["depth"]).kinds)
-        new.start_from(path)
         torch.manual_seed(0)
-        assert shares(new, space) < 0.8 * shares(Policy(Plan(space, ["depth"]).kinds), space)
-    assert fresh.kinds == strategy.policy.kinds
-    assert Reinforce(policy=str(path)).key != ""
-    again = trained(search, goal_with, policy=str(path))
-    assert again.policy is not None
+        kinds = Plan(space, ["depth"]).kinds
+        fresh, taught = Policy(kinds), Policy(kinds)
+        taught.start_from(path)
+        assert shares(taught, space) < 0.8 * shares(fresh, space)
+    # What a run starts from is part of what its study follows from.
+    keys = {Reinforce().key, Reinforce(policy=str(path)).key}
+    assert len(keys) == 2
+    path.write_bytes(Policy(kinds).stored())
+    assert Reinforce(policy=str(path)).key not in keys
 
 
 def test_what_is_no_policy_is_told(tmp_path: Path) -> None:
@@ -127,6 +125,6 @@ def test_what_is_no_policy_is_told(tmp_path: Path) -> None:
     content = Policy(["width", "depth"]).stored()
     for damaged in (b"", content[:200], content.replace(b"netwright policy 1", b"netwright policy 9")):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match="is no policy of a run .*; give another, or null") as caught:
+        with pytest.raises(UserError, match=r"is no policy of a run .*; give another, or null") as caught:
             Reinforce(policy=str(path))
         assert "\n" not in str(caught.value)
