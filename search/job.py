@@ -183,7 +183,7 @@ class Job:
             "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], s["estimators"], self.seed],
             "predictors": lambda: [output("tables"), output("supernet"), *(s[part] for part in judging), self.seed],
             "relax": lambda: [output("predictors"), s["relaxation"], goals, self.seed],
-            "study": lambda: [output("predictors"), s["study"], goals, self.seed, self.relaxed_output],
+            "study": lambda: [output("predictors"), s["study"], goals, self.seed, self.relaxed_output, self.strategy().key],
             "finish": lambda: [output("study"), s["finish"], s["export"]["winners"]],
             "export": lambda: [output("study"), s["export"], self.finished_output],
             "report": lambda: [output("export")],
@@ -385,15 +385,15 @@ class Job:
 
         return SharedStudy(str(self.storage), self.evaluations_key, measure, self.progress.say)
 
-    def serve_one(self) -> bool:
-        """Evaluate one network for the process that holds the run; returns whether there was one to do."""
+    def serve_some(self) -> bool:
+        """Evaluate some networks for the process that holds the run; returns whether there were any to do."""
         if self.storage is None:
             return False
         self.run.reload()
         supernet = self.run.record("supernet")
         if supernet is None or not supernet.done or supernet.fingerprint != self.fingerprint("supernet"):
             return False
-        return self.shared_study.serve_one()
+        return self.shared_study.serve_some() > 0
 
     def close(self) -> None:
         """Give back what evaluates networks, and keep the proxies' scores, where they were needed."""

@@ -62,6 +62,7 @@ class StudyResult:
         hypervolume_random: of random architectures, as many evaluations.
         hypervolume_relaxed: of what a gradient search found, alone, and of as many random architectures; `None` without one.
         reference: reference point by objective.
+        files: what the strategy leaves for other runs, by file name.
         nearest_miss: when nothing is feasible, the constraint that binds and by how much.
     """
 
@@ -72,6 +73,7 @@ class StudyResult:
     hypervolume_random: float = 0.0
     hypervolume_relaxed: tuple[float, float] | None = None
     reference: Values = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     nearest_miss: dict[str, object] | None = None
 
 
@@ -144,6 +146,7 @@ def run_studies(
             result.candidates += [(candidate, number) for candidate in search.search(round_)]
             result.candidate_s += time.perf_counter() - begin - round_.evaluation_s
             counts[source] = len(seen)
+        result.files = search.files()
     drawn = settings.rounds * settings.evaluations * len(goals) + len(found)
     sample = next(iter(goals.values())).space.sample_spread
     baseline = random_baseline(evaluations, drawn, settings.seed, sample, measure_all, on_progress)

@@ -22,6 +22,7 @@ from spaces.errors import UserError
 from spaces.files import write_atomically
 
 CLOUD_POINTS = 2000
+STRATEGY_FOLDER = "strategy"
 
 Results = dict[Goal, study.StudyResult]
 
@@ -48,6 +49,9 @@ def search_study(job: Job) -> Facts:
     archive_s = time.perf_counter() - begin
     write_fronts(job, results)
     write_points(job, results)
+    for goal, result in results.items():
+        for name, content in result.files.items():
+            write_atomically(job.path(f"{STRATEGY_FOLDER}/{goal.name}/{name}"), content)
     facts = {
         "archive_s": archive_s,
         "rounds": job.study.rounds,

@@ -83,6 +83,15 @@ class SearchStrategy(ABC):
 
     name: ClassVar[str]
 
+    @property
+    def key(self) -> str:
+        """Fingerprint of what the strategy reads from files; its settings are known without it."""
+        return ""
+
+    def files(self) -> dict[str, bytes]:
+        """What it leaves for other runs after the last round, by file name."""
+        return {}
+
     @abstractmethod
     def search(self, round_: Round) -> list[Candidate]:
         """Do a round: have architectures evaluated by `round_.evaluate`.

@@ -171,8 +171,9 @@ def test_killed_in_a_gradient_search_and_started_again(
             "proxies.images=8",
         ),
         ("study.strategy.choose=hypervolume",),
+        ("study=reinforce", "study.strategy.batch=8", "study.candidates=160"),
     ],
-    ids=["training_free", "hypervolume"],
+    ids=["training_free", "guided", "reinforce"],
 )
 def test_killed_in_a_search_strategy_and_started_again(
     call: Call, tiny_job: Job, finished: Path, tiny_tables: Path, tmp_path: Path, strategy: Job
@@ -193,9 +194,16 @@ def test_killed_in_a_search_strategy_and_started_again(
     study = run["studies"]["x86"]
     assert study == {**undisturbed["studies"]["x86"], "candidates_per_s": study["candidates_per_s"]}
     name = run["strategy"]
-    assert name == ("training_free" if "study=training_free" in strategy else "guided")
+    assert name == (strategy[0].partition("study=")[2] or "guided")
     beaten = study["hypervolume"] > study["hypervolume_random"]
     assert (f"{name} does not beat random search" in again.out) is not beaten
+    left = [(tmp_path / run / "strategy/x86/policy.safetensors") for run in ("run", "whole")]
+    assert [path.exists() for path in left] == 2 * [name == "reinforce"]
+    if name == "reinforce":  # and what is left begins another run
+        assert left[0].read_bytes() == left[1].read_bytes()
+        ended = call(tmp_path, *job, f"study.strategy.policy={left[1]}", "run=run")
+        assert (ended.status, ended.err) == (0, "")
+        assert left[0].read_bytes() != left[1].read_bytes()
 
 
 def begun_before(stage: str, finished: Path, tables: Path, run: Path) -> None:

@@ -12,7 +12,7 @@ from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM
 from search.left_out import LeftOut
 from search.objectives import Goal
-from search.strategies import Guided, SearchStrategy, TrainingFree
+from search.strategies import Guided, Reinforce, SearchStrategy, TrainingFree
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
@@ -27,6 +27,7 @@ STRATEGIES: dict[str, Callable[[], SearchStrategy]] = {
     "upper_confidence": lambda: Guided("upper_confidence"),
     "hypervolume": lambda: Guided("hypervolume"),
     "training_free": combined,
+    "reinforce": lambda: Reinforce(batch=8),
 }
 Search = Callable[..., Any]
 
@@ -100,6 +101,11 @@ def test_any_objectives_do(name: str, names: tuple[str, ...], search: Search, go
         (lambda: TrainingFree(["zero"], TPESampler), r"study.strategy.proxies is \['zero'\]; allowed is a list of"),
         (lambda: TrainingFree([], TPESampler), "proxies is empty"),
         (lambda: TrainingFree(["zen"], TPESampler, networks=0), "networks is 0; allowed are integers from 1"),
+        (lambda: Reinforce([]), r"powers is \[\]; allowed is a list of numbers from 1"),
+        (lambda: Reinforce(batch=1), "batch is 1; allowed are integers from the number of powers, 3"),
+        (lambda: Reinforce(removing=1.0), "removing is 1.0"),
+        (lambda: Reinforce(learning_rate=0.0), "learning_rate is 0.0"),
+        (lambda: Reinforce(policy="nowhere"), "study.strategy.policy=nowhere is no policy of a run"),
         (lambda: TrainingFree(["zen"], TPESampler, pool=1.0), "pool is 1.0; allowed are shares between 0 and 1"),
     ],
 )
