@@ -109,7 +109,7 @@ def test_the_search_strategy_searches(tiny_space: MobileSpace, tmp_path: Path) -
     settings = StudySettings(40, 3, 6, 0)
     search = (Ridge, lambda seed: RandomSampler(seed=seed), one_by_one(measure), settings)
     result = run_studies({goal: predicted}, evaluations, *search, new_strategy=names["Nearby"])[goal]
-    assert len(evaluations.of("round 3")) == 6
+    assert all(0 < len(evaluations.of(f"round {n}")) <= 6 for n in (1, 2, 3))
     volumes = list(result.hypervolumes.values())
     assert volumes[0] < volumes[-1]
 
