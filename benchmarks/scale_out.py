@@ -102,7 +102,8 @@ def help_with(url: str, key: str, joined: Event, ended: Event) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with closing(SharedStudy(url, key, instantly)) as study:
         joined.set()
-        while not ended.is_set():
+        leader = multiprocessing.parent_process()
+        while not ended.is_set() and leader is not None and leader.is_alive():
             if not study.serve_some():
                 time.sleep(0.01)
 
