@@ -115,11 +115,11 @@ def _alone(spec: LayerSpec, lowering: str, weights: LayerWeights, batch: int) ->
     border = Grid(BORDER_SCALE, 0)
     grids = [border if 0 < bits < FLOAT_BITS else None for bits in (spec.input_bits, spec.skip_bits)]
     layer = lower_to_module(lowering, spec, weights, grids[0], grids[1])
-    shapes = [(spec.input_bits, (batch, spec.in_channels, spec.height, spec.width))]
-    if spec.skip_bits:
-        shapes.append((spec.skip_bits, (batch, spec.out_channels, spec.out_height, spec.out_width)))
     dtypes = {FLOAT_BITS: torch.float32, 8: torch.uint8}
-    examples = [torch.zeros(shape, dtype=dtypes[bits]).contiguous(memory_format=torch.channels_last) for bits, shape in shapes]
+    examples = []
+    for bits, shape in zip((spec.input_bits, spec.skip_bits), spec.input_shapes, strict=False):
+        layout = torch.channels_last if len(shape) == 3 else torch.contiguous_format
+        examples.append(torch.zeros((batch, *shape), dtype=dtypes[bits]).contiguous(memory_format=layout))
     return _exported(AloneProgram(layer), tuple(examples))
 
 

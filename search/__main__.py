@@ -254,6 +254,7 @@ def build_job(
     with told("study.strategy"):
         if not isinstance(strategy(), SearchStrategy):
             raise UserError(f"study.strategy is a {type(strategy()).__name__}; allowed is a search.strategies.SearchStrategy")
+        strategy().check(space)
     with told("predictor"):
         predictor(seed=config.seed)
     with told("profile"):

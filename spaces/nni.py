@@ -12,6 +12,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import itertools
+import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -75,7 +76,7 @@ class NniSpace(Space):
                 self._arguments[name] = self.classes
                 break
         self.name = self.target.rpartition(".")[2]
-        with _quiet():
+        with quiet():
             space = self._made()
             self.choices, self._values = _Choices(space).all(self.resolutions)
         self._on_meta = True
@@ -92,7 +93,7 @@ class NniSpace(Space):
 
     def module(self, architecture: Architecture) -> nn.Module:
         """NNI's network for images `(n, channels, any height, any width)`, its weights drawn by torch's generator."""
-        with _quiet():
+        with quiet():
             return ModelOfImages(self._frozen(architecture), self._side(architecture), self.model_channels)
 
     def plain(self, architecture: Architecture, state: Mapping[str, torch.Tensor]) -> PlainNetwork:
@@ -118,12 +119,17 @@ class NniSpace(Space):
             values[name] = found[0]
         return self.architecture({name: value for name, value in values.items() if name in self._names})
 
+    def model_space(self) -> nn.Module:
+        """NNI's own object."""
+        with quiet():
+            return self._made()
+
     def _side(self, architecture: Architecture) -> int:
         return int(architecture.get(RESOLUTION, self.resolutions[-1]))
 
     def _trace(self, architecture: Architecture) -> Traced:
         side = self._side(architecture)
-        with _quiet():
+        with quiet():
             model = ModelOfImages(self._without_memory(architecture), side, self.model_channels)
         traced = trace(model, (self.channels, side, side), self.name)
         classes = traced.network.nodes[-1].spec.out_channels
@@ -279,7 +285,7 @@ def _model_space(target: str) -> Callable[..., Any]:
     Raises:
         UserError: NNI is missing, or there is no such model space.
     """
-    with _quiet():
+    with quiet():
         try:
             base = importlib.import_module("nni.nas.nn.pytorch").ModelSpace
         except ModuleNotFoundError as error:
@@ -292,6 +298,7 @@ def _model_space(target: str) -> Callable[..., Any]:
         except (ImportError, ValueError, AttributeError) as error:
             known = f"; NNI's hub has {', '.join(sorted(_hub(base)))}" if module == HUB else ""
             raise UserError(f"no model space {target} ({error}){known}; give space.model._target_ or name") from error
+    logging.getLogger("nni").setLevel(logging.WARNING)  # it tells every network that it makes
     if not inspect.isclass(kind) or not issubclass(kind, base):
         raise UserError(f"{target} is no nni.nas.nn.pytorch.ModelSpace; give space.model._target_ or name")
     return kind
@@ -303,7 +310,7 @@ def _hub(base: type) -> Iterator[str]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """A context in which NNI does not warn about torch's version, its own labels or pickles."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

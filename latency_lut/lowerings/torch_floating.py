@@ -18,6 +18,7 @@ from latency_lut.lowerings.nodes import bias_of, encoded_weight, kept_columns, v
 from latency_lut.lowerings.torch_layers import Grid, ModuleCore, to_dtype, torch_lowering, values
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT, FLOAT8
+from spaces.program import ProgramModule
 from spaces.quantizers import quantize_by_sample, quantize_to_float8
 from spaces.sparsity import GROUP_BLOCKS, group_channels, kept_inputs
 from spaces.tokens import layer_norm, self_attention
@@ -106,6 +107,17 @@ class Unweighted(nn.Module):
         return self_attention(x, self.spec.heads)
 
 
+class Traced(ProgramModule):
+    """A program of `spaces.program`."""
+
+    def __init__(self, spec: LayerSpec, weights: LayerWeights, dtype: torch.dtype) -> None:
+        super().__init__(spec.traced, [torch.from_numpy(array).to(dtype) for array in weights.traced])
+        self.dtype = dtype
+
+    def forward(self, *inputs: torch.Tensor) -> torch.Tensor:
+        return super().forward(*(to_dtype(x, self.dtype) for x in inputs))
+
+
 def dense_key(spec: LayerSpec) -> LayerSpec:
     """The layer with the same kernels around the same tensors: dense, with weights of the plainest kind."""
     precision = spec.arithmetic
@@ -116,6 +128,8 @@ def dense_key(spec: LayerSpec) -> LayerSpec:
 
 def _dense(dtype: torch.dtype) -> ModuleCore:
     def core(spec: LayerSpec, weights: LayerWeights, grid: Grid | None) -> nn.Module:
+        if spec.program:
+            return Traced(spec, weights, dtype)
         if not spec.weight_shape:
             return Unweighted(spec, weights, grid, dtype)
         entrance = Entrance(spec, weights, grid, dtype)

@@ -23,6 +23,7 @@ from search.left_out import LeftOut
 from search.objectives import Goal
 from search.predicted import PredictedValues
 from spaces.choice import Architecture
+from spaces.space import Space
 
 Evaluate = Callable[[Sequence[Architecture]], list[Evaluated]]
 Scores = Callable[[Sequence[str], Sequence[Architecture], Callable[[int, int], None]], np.ndarray]
@@ -87,6 +88,13 @@ class SearchStrategy(ABC):
     def key(self) -> str:
         """Fingerprint of what the strategy reads from files; its settings are known without it."""
         return ""
+
+    def check(self, space: Space) -> None:  # noqa: B027 - most search any space
+        """Make sure that it can search a space, before anything takes time.
+
+        Raises:
+            UserError: it cannot.
+        """
 
     def files(self) -> dict[str, bytes]:
         """What it leaves for other runs after the last round, by file name."""

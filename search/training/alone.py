@@ -99,6 +99,7 @@ class AloneTraining(Training):
 
     def training_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_index: int) -> torch.Tensor:
         images, labels = batch
+        images = images.contiguous(memory_format=torch.channels_last)  # gradients of depthwise weights are twice as fast
         done, steps = self.current_epoch * self._batches + batch_index, self.settings.epochs * self._batches
         optimizer: Any = self.optimizers()
         for group in optimizer.param_groups:
@@ -132,6 +133,7 @@ def train_alone(
     Raises:
         UserError: the loss is not finite.
     """
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = AloneTraining(network, settings, epochs, seed)
     train(training, data, folder)
     recalibrate(network, calibration)

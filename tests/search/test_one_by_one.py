@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnxruntime as ort
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -206,6 +207,28 @@ def test_a_search_that_is_killed_ends_the_same(call: Callable[..., Any], searche
     assert (tmp_path / "run" / "front.csv").read_text() == (searched / "front.csv").read_text()
 
 
+def test_evolution_of_nni_is_a_strategy(call: Callable[..., Any], searched: Path, tmp_path: Path) -> None:
+    """It evaluates as many networks as any study, each trained to the end, and the same again for the same seed."""
+    job = (*NNI_JOB, f"profile.tables={searched.parent / 'tables'}", "stages=[tables,supernet,predictors,study]")
+    evolution = ("study=nni_evolution", "study.rounds=2", "study.evaluations=3")
+    evolution += ("study.strategy.population_size=3", "study.strategy.sample_size=2")
+    found = []
+    for run, kill in (("whole", None), ("killed", ["evaluations.parquet", 4])):
+        ended = call(tmp_path, *job, *evolution, f"run={run}", kill_before=kill or ["no such", 1])
+        if kill:
+            assert ended.status == -signal.SIGKILL, ended.err
+            ended = call(tmp_path, *job, *evolution, f"run={run}")
+        assert (ended.status, ended.err) == (0, "")
+        rows = pq.read_table(tmp_path / run / "evaluations.parquet").to_pylist()
+        results = json.loads(next((tmp_path / run / "supernet").rglob("results.json")).read_text())
+        epochs = {architecture: done for architecture, done, *_ in results}
+        chosen = [row["architecture"] for row in rows if row["source"].startswith("round")]
+        assert len(chosen) == 6
+        assert {epochs[architecture] for architecture in chosen} == {3}
+        found.append(rows)
+    assert found[0] == found[1]
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -225,6 +248,10 @@ def test_mistakes_are_one_line(call: Callable[..., Any], tmp_path: Path, argumen
 
 
 def test_a_space_with_shared_weights_is_not_trained_one_by_one(call: Callable[..., Any], tmp_path: Path) -> None:
-    ended = call(tmp_path, "supernet=one_by_one", "run=run")
-    assert ended.status == 2
-    assert "space mobile shares weights between networks; allowed is supernet=sandwich" in ended.err
+    for arguments, told in (
+        (("supernet=one_by_one",), "space mobile shares weights between networks; allowed is supernet=sandwich"),
+        (("study=nni_evolution",), "strategy nni_evolution needs a space of NNI"),
+    ):
+        ended = call(tmp_path, *arguments, "run=run")
+        assert ended.status == 2
+        assert told in ended.err

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from latency_lut.device import Device
 from latency_lut.lowering import applicable
 from latency_lut.models import build_layer, build_model
 from latency_lut.network import random_weights
@@ -86,7 +87,7 @@ def test_mutables_are_choices(small: NniSpace) -> None:
 def test_architectures_are_samples_of_nni_and_back(small: NniSpace) -> None:
     from nni.nas.nn.pytorch import ModelSpace
 
-    model: ModelSpace = small._made()
+    model: ModelSpace = small.model_space()
     rng = np.random.default_rng(0)
     for _ in range(20):
         architecture = small.sample(rng)
@@ -185,6 +186,25 @@ def test_equal_pieces_are_equal_keys_of_a_table_and_can_be_timed_alone(small: Nn
         session = ort.InferenceSession(model)
         inputs = {i.name: np.ones(i.shape, np.float32) for i in session.get_inputs()}
         assert session.run(None, inputs)[0].shape == (2, *spec.traced.output)
+
+
+def test_networks_run_in_torch_too(small: NniSpace) -> None:
+    """As programs of `torch.export`, for the runtime torch."""
+    device = Device("torch_cpu", runtime="torch", provider="cpu")
+    architecture = small.largest()
+    plain = small.plain(architecture, state_of(with_statistics(small.module(architecture))))
+    plain.fold()
+    images = torch.randn(1, 1, 12, 12)
+    nodes = plain.network.nodes
+    lowerings = [applicable(node.spec, device.describe())[0] for node in nodes]
+    weights = {node.name: layer_weights(plain.layer(node.name)) for node in nodes}
+    model = build_model(plain.network, lowerings, weights)
+    found = device.load_runtime().load(model, device).run({"input": images.numpy()})
+    with torch.no_grad():
+        np.testing.assert_allclose(found.reshape(1, -1), plain(images).numpy(), atol=1e-4)
+    spec = next(node.spec for node in nodes if node.spec.program and node.spec.skip_bits)
+    alone = build_layer(spec, applicable(spec, device.describe())[0], random_weights(spec, np.random.default_rng(0)))
+    assert device.load_runtime().load(alone, device) is not None
 
 
 @pytest.mark.parametrize(
