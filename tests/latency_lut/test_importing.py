@@ -170,7 +170,7 @@ def test_damaged_bundles_are_refused_in_one_line(data, tiny_space, files, tmp_pa
     assert not (tmp_path.parent / "x").exists()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_flipped_bit_of_a_bundle_changes_nothing_that_is_believed(data, tiny_space, far, files, tmp_path):
     content = bytearray(damage.packed(files))
