@@ -1,8 +1,8 @@
 """Winners of each device on every device: `python -m benchmarks.cross_device [run=FOLDER] [rounds=25] [key=value ...]`.
 
-JSON on the last line. It runs `python -m search 'device=[x86,wasm]'` with the other options (a finished run is used as it is),
-and then lowers, exports, verifies and times the winners of each device on both, each as that device's own table says: what is
-carried over is the architecture, as someone does who searched for another device.
+JSON on the last line. It runs `python -m search 'device=[x86,wasm]' export.winners=30` with the other options up to the fronts
+(a finished run is used as it is), and then lowers, exports, verifies and times the winners of each device on both, each as that
+device's own table says: what is carried over is the architecture, as someone does who searched for another device.
 
 * `home_speedup`, by device: how much faster a device's own winner is there than the winner of another device, at equal
   accuracy. At each accuracy that a winner has, the fastest winner of at least that accuracy stands for its device (fastest on
@@ -39,7 +39,7 @@ from latency_lut.session import retime
 from predictors.latency import LatencyPredictor
 from search.__main__ import build_job
 from search.job import Job
-from search.overrides import plain_settings, saved_overrides
+from search.overrides import override_key, plain_settings, saved_overrides
 from search.progress import StageProgress
 from search.stages.find import chosen_winners
 from search.training.parallel import Processes
@@ -48,6 +48,7 @@ from spaces.choice import Architecture, Option
 from spaces.precision import FLOAT
 from spaces.space import Space
 
+DEFAULTS = ("device=[x86,wasm]", "export.winners=30", "stages=[space,tables,supernet,predictors,study]")
 INT8 = "w8a8"
 LONGEST_SPAN = 3  # layers that change their precision together
 NOISE = 0.01  # share by which two timings may differ
@@ -74,8 +75,9 @@ def searched(folder: Path, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: it failed, and has said why.
     """
-    devices = () if any(argument.startswith("device=") for argument in arguments) else ("device=[x86,wasm]",)
-    ended = subprocess.run([sys.executable, "-m", "search", f"run={folder}", *devices, *arguments], check=False)
+    given = {override_key(argument) for argument in arguments}
+    defaults = [text for text in DEFAULTS if override_key(text) not in given]
+    ended = subprocess.run([sys.executable, "-m", "search", f"run={folder}", *defaults, *arguments], check=False)
     if ended.returncode:
         raise SystemExit(ended.returncode)
 
