@@ -97,11 +97,17 @@ def noise(summary: Summary) -> str:
     return f"With {images:,.0f} test images, one standard error of an accuracy of {100 * best:.1f} % is {points:.1f} points."
 
 
+def shares_weights(summary: Summary) -> bool:
+    """Whether there was a supernet; else networks were trained one by one."""
+    return bool((summary.get("space") or {}).get("shares_weights", True))
+
+
 def accuracy_predictor(summary: Summary) -> str:
     """Which predictor of accuracy was used, and how it was chosen."""
     used = summary.get("accuracy_predictor") or {}
     name, compared = str(used.get("kind", "n/a")).replace("_", " "), used.get("compared") or {}
-    text = f"Predictor {name}, fitted to {shown(used.get('n'), ',.0f')} architectures evaluated with the supernet's weights."
+    how = "evaluated with the supernet's weights" if shares_weights(summary) else "trained one by one"
+    text = f"Predictor {name}, fitted to {shown(used.get('n'), ',.0f')} architectures {how}."
     proxies = used.get("proxies") or {}
     if proxies:
         taus = [shown(tau, ".2f") for tau in (used.get("kendall_tau"), proxies.get("kendall_tau_without"))]
@@ -114,10 +120,13 @@ def accuracy_predictor(summary: Summary) -> str:
 
 
 def gain(summary: Summary) -> str:
-    """Hypervolume of the search over that of random search."""
+    """Hypervolume of the search over that of random search, and a word where it is not above it."""
     study = summary.get("study") or {}
     found, by_random = number(study.get("hypervolume")), number(study.get("hypervolume_random"))
-    return f"{100 * (found / by_random - 1):+.1f} % over random search" if found is not None and by_random else ""
+    if found is None or not by_random:
+        return ""
+    text = f"{100 * (found / by_random - 1):+.1f} % over random search at equal budget"
+    return text if found > by_random else f"{text}, so {study.get('strategy', 'the search')} does not beat it"
 
 
 def supernet_cost(summary: Summary) -> str:
