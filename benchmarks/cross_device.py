@@ -2,8 +2,8 @@
 
 Further keys are `rounds=25` and `winners=40` (of each front, at most). JSON on the last line. It runs
 `python -m search 'device=[x86,wasm]'` with the other options up to the fronts (a finished run is used as it is), and then
-lowers, exports, verifies and times the winners of each device on both, each as that device's own table says: what is carried over
-is the architecture, as someone does who searched for another device.
+lowers, exports, verifies and times the winners of each device on both, each as that device's own table says: what is carried
+over is the architecture, as someone does who searched for another device.
 
 * `home_speedup`, by device: how much faster a device's own winner is there than the winner of another device, at equal
   accuracy. At each validation accuracy that a winner has, the fastest winner of at least that accuracy stands for its device
@@ -16,8 +16,8 @@ is the architecture, as someone does who searched for another device.
   the share of the shapes that int8 slows down, `per_layer_over_best_uniform` the median speed against the faster of both
   uniform ones, `per_layer_slower` the share of shapes on which it is slower than that by more than the noise of 1 %.
 
-All networks of a device are timed together, visit by visit in turn; a latency is the median of `rounds` visits, with the device's
-threads and batch.
+All networks of a device are timed together, visit by visit in turn; a latency is the median of `rounds` visits, with the
+device's threads and batch.
 """
 
 from __future__ import annotations
