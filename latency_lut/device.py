@@ -175,6 +175,15 @@ class Device:
         """The way to it, if Netwright can take it."""
         return None if isinstance(self.reach, str) or not hasattr(self.reach, "send") else self.reach
 
+    def check_here(self, what: str) -> None:
+        """Make sure that it is this machine.
+
+        Raises:
+            UserError: it is not; `what` cannot be had elsewhere.
+        """
+        if self.elsewhere:
+            raise UserError(f"device {self.name} is elsewhere; {what} works on this machine's devices only")
+
     def load_runtime(self) -> Runtime:
         """The module that loads and times models on this device."""
         return load_runtime(self.runtime)

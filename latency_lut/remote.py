@@ -11,6 +11,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
 
@@ -30,8 +31,23 @@ STATE = (
 )
 REMOVE = "import shutil,sys; shutil.rmtree(sys.argv[1])"
 
-Progress = Callable[[str, int, int], None]
-Say = Callable[[str], None]
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told what happens, and may stop it.
+
+    Args:
+        on_progress: called with what is done, how much of it is done, and of how much.
+        say: called with a sentence, when the connection breaks for one.
+        stopped: when set, what runs ends soon, without an error.
+    """
+
+    on_progress: Callable[[str, int, int], None] = lambda what, done, total: None
+    say: Callable[[str], None] = lambda sentence: None
+    stopped: Event = field(default_factory=Event)
+
+
+WATCH = Watch()  # nobody
 
 
 class RemoteRun:
@@ -43,21 +59,11 @@ class RemoteRun:
         bundle: the zip file.
         results: file of the results, made or continued; complete lines only.
         models: how many the bundle has.
-        on_progress: called with what happens, how much of it is done, and of how much.
-        say: called with a sentence when the connection breaks.
-        stopped: when set, the run ends soon, without an error.
+        watch: told what happens; stops it.
     """
 
     def __init__(
-        self,
-        device_name: str,
-        transport: Transport,
-        bundle: Path,
-        results: Path,
-        models: int,
-        on_progress: Progress = lambda what, done, total: None,
-        say: Say = lambda sentence: None,
-        stopped: Event | None = None,
+        self, device_name: str, transport: Transport, bundle: Path, results: Path, models: int, watch: Watch = WATCH
     ) -> None:
         self.device_name, self.transport, self.bundle, self.results, self.models = (
             device_name,
@@ -66,11 +72,11 @@ class RemoteRun:
             results,
             models,
         )
-        self._on_progress, self._say, self._stopped = on_progress, say, stopped or Event()
+        self._on_progress, self._say, self._stopped = watch.on_progress, watch.say, watch.stopped
         self._folder = f"{transport.folder}/{hashlib.sha256(bundle.read_bytes()).hexdigest()[:16]}"
         self._known: set[str] = set()
         self._complete = self._reached = False
-        self._copied_bytes = self._results_bytes = 0
+        self._copied_bytes = self._results_bytes = self._most_bytes = 0
         kept = results.read_bytes() if results.exists() else b""
         self._begin(kept[: kept.rfind(b"\n") + 1])
 
@@ -82,7 +88,6 @@ class RemoteRun:
         """
         fruitless = 0
         while not self._complete and not self._stopped.is_set():
-            before = self._copied_bytes, self._results_bytes
             try:
                 self._copy(self.bundle, self._there("bundle.zip"))
                 self._agree()
@@ -91,7 +96,9 @@ class RemoteRun:
                 if not self._reached:
                     way = f"no way to {self.transport.name} ({error})"
                     raise UserError(f"device {self.device_name}: {way}; this has to work: {self.transport.trial}") from error
-                fruitless = 1 if before != (self._copied_bytes, self._results_bytes) else fruitless + 1
+                here_bytes = self._copied_bytes + self._results_bytes
+                fruitless = fruitless + 1 if here_bytes <= self._most_bytes else 1
+                self._most_bytes = max(self._most_bytes, here_bytes)
                 self._pause(fruitless, error)
             except RemoteError as error:
                 raise UserError(f"device {self.device_name}: {self._reason(error)}") from error
@@ -118,7 +125,7 @@ class RemoteRun:
             self.transport.send(source, path, size if same and 0 < size < len(content) else 0, stopped=self._stopped)
         size, digest = self._state(path, len(content))
         if (size, digest) != (len(content), hashlib.sha256(content).hexdigest()) and not self._stopped.is_set():
-            raise RemoteError(0, f"{path} arrives with {size} bytes of {len(content)}, or others")
+            raise self._mistake(f"{path} arrives with {size} bytes of {len(content)}, or others")
 
     def _agree(self) -> None:
         """Make the results here a beginning of the results there."""
@@ -133,22 +140,24 @@ class RemoteRun:
         """Run the runner, and keep what it writes."""
         bundle, results = self._there("bundle.zip"), self._there("results.jsonl")
         words = [self.transport.python, bundle, bundle, results, "--stream", str(self._results_bytes)]
+        known_bytes = self._results_bytes
         self._on_progress("models", len(self._known), self.models)
         try:
             with self.results.open("ab") as file:
                 for line in self.transport.run(words, stopped=self._stopped):
                     if self._results_bytes + len(line) > LARGEST_RESULTS:
-                        raise UserError(
-                            f"device {self.device_name}: more than {LARGEST_RESULTS} bytes of results; that is no runner"
-                        )
+                        raise self._mistake(f"more than {LARGEST_RESULTS} bytes of results come; that is no runner")
                     file.write(line)
                     file.flush()
                     self._count(line)
                     self._on_progress("models", len(self._known), self.models)
         except OSError as error:
             raise self._cannot_write(error) from error
-        if not self._complete and not self._stopped.is_set():
-            raise LinkError("the runner's output ended early")
+        if self._complete or self._stopped.is_set():
+            return
+        if self._results_bytes == known_bytes:
+            raise self._mistake("the runner ends without all results")
+        raise LinkError("the results end in the middle")
 
     def _pause(self, fruitless: int, error: LinkError) -> None:
         here = f"{len(self._known)} of {self.models} models are here"
@@ -175,7 +184,7 @@ class RemoteRun:
             return -1, ""
         found = re.fullmatch(rb"(-1|\d{1,12}) ([0-9a-f]{64})\s*", answer)
         if found is None:
-            raise RemoteError(0, f"Python answers {printable(answer[:400])!r}, not the state of a file")
+            raise self._mistake(f"Python answers {printable(answer[:400])!r}, not the state of a file")
         self._reached = True
         return int(found[1]), found[2].decode()
 
@@ -191,6 +200,9 @@ class RemoteRun:
             raise self._cannot_write(error) from error
         for line in kept.splitlines(keepends=True):
             self._count(line)
+
+    def _mistake(self, what: str) -> UserError:
+        return UserError(f"device {self.device_name}: {what} ({self.transport.name})")
 
     def _cannot_write(self, error: OSError) -> UserError:
         return UserError(f"cannot write {self.results}: {error.strerror or error}; choose another folder with tables=")

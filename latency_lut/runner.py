@@ -86,7 +86,7 @@ class Bundle:
         Raises:
             RunnerError: it is missing, or not the one that the manifest lists.
         """
-        content = self._read(f"models/{name}.onnx", self.models[name]["bytes"])
+        content = self._read(f"models/{name}.onnx", self.models[name]["size_bytes"])
         if hashlib.sha256(content).hexdigest() != self.models[name]["sha256"]:
             raise RunnerError(f"{self.path}: models/{name}.onnx has another checksum than its manifest; copy the bundle again")
         return content
@@ -196,6 +196,10 @@ class Results:
         self.append({"kind": "end", "complete": True, **counts, "fingerprint": fingerprint, "sha256": self._sum.hexdigest()})
         os.fsync(self._file.fileno())
         self.complete = True
+
+    def close(self) -> None:
+        """Close the file, and let others write it."""
+        self._file.close()
 
     def stream_from(self, offset: int) -> None:
         """Write what the file holds from a byte on to stdout, and from now on every line that is appended.
@@ -352,11 +356,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         head = {"kind": "head", "schema_version": SCHEMA_VERSION, "bundle": bundle.fingerprint, "unit": UNIT}
         head |= {"device": description, "fingerprint": fingerprint_of(description)}
         offset = None if given.stream is None else follow(path, given.stream)
-        results = Results(path, head)
-        if offset is not None:
-            results.stream_from(offset)
-        if not results.complete:
-            measure(bundle, results, description)
+        with contextlib.closing(Results(path, head)) as results:
+            if offset is not None:
+                results.stream_from(offset)
+            if not results.complete:
+                measure(bundle, results, description)
     except RunnerError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_STATUS

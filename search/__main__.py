@@ -190,6 +190,8 @@ def build_job(
         raise UserError("no device; give one, for example device=x86")
     space = instantiate(config.space, _convert_="all")
     devices = {str(name): instantiate(entry) for name, entry in config.devices.items()}
+    for device in devices.values():
+        device.check_here("a search, which verifies and times its winners,")
     for name, device in devices.items():
         if device.name != name:
             raise UserError(f"devices.{name}.name is {device.name!r}; allowed is {name}, or another entry under devices")

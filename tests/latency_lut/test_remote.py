@@ -9,7 +9,7 @@ import pytest
 
 from latency_lut.bundle import write_bundle
 from latency_lut.device import Device
-from latency_lut.remote import RemoteRun
+from latency_lut.remote import RemoteRun, Watch
 from latency_lut.transports import Ssh, ssh
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
@@ -55,7 +55,8 @@ def far(sshd, bundle, tmp_path, monkeypatch):
                 on_models(done)
 
         transport = how.pop("transport", Ssh(host, str(tmp_path / "there"), sys.executable))
-        job = RemoteRun("pi", transport, bundle[0], tmp_path / "results.jsonl", len(bundle[1]), on_progress, said.append, **how)
+        watch = Watch(on_progress, said.append, **how)
+        job = RemoteRun("pi", transport, bundle[0], tmp_path / "results.jsonl", len(bundle[1]), watch)
         job.run()
         return job
 

@@ -1,40 +1,17 @@
 """The adb transport against a stand-in of adb that writes down what it is asked, and does it on this machine."""
 
-import json
-import os
 import sys
 
 import pytest
 
 from latency_lut.transports import Adb, LinkError, RemoteError
-
-# As the real one: `shell` hands its arguments, joined, to the device's shell and has its status; complaints have status 1.
-STAND_IN = """#!{python}
-import json, os, shutil, subprocess, sys
-with open({log!r}, "a") as log:
-    print(json.dumps(sys.argv[1:]), file=log)
-flag, serial, verb, *rest = sys.argv[1:]
-if flag != "-s" or serial != "phone-1":
-    sys.exit(f"adb: device '{{serial}}' not found")
-if verb == "shell":
-    sys.exit(subprocess.run(["sh", "-c", " ".join(rest)]).returncode)
-if verb == "push":
-    shutil.copyfile(*rest)
-    print(rest[0] + ": 1 file pushed, 0 skipped.")
-    sys.exit(0)
-sys.exit(f"adb: unknown command {{verb}}")
-"""
+from tests.latency_lut import stand_in_adb
 
 
 @pytest.fixture
 def asked(tmp_path, monkeypatch):
-    """A list of what was asked so far."""
-    stand_in = tmp_path / "bin" / "adb"
-    stand_in.parent.mkdir()
-    stand_in.write_text(STAND_IN.format(python=sys.executable, log=str(tmp_path / "log")))
-    stand_in.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{stand_in.parent}:{os.environ['PATH']}")
-    return lambda: [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    """A function that tells what was asked so far."""
+    return stand_in_adb.install(tmp_path, monkeypatch)
 
 
 @pytest.fixture
