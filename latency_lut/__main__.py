@@ -1,5 +1,7 @@
 """`python -m latency_lut`: profile devices for a space, print what was measured and how good the latency model is.
 
+With `transfer=[...]` a device is not profiled: a few measurements and the tables of other devices give its table.
+
 A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on measured devices,
 `python -m latency_lut check` whether they are still what their tables say.
 """
@@ -7,6 +9,8 @@ A word in front is another command, see `COMMANDS`: `python -m latency_lut repor
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +28,8 @@ from latency_lut.pays_report import print_report, read_tables, report_of, write_
 from latency_lut.profile import LEAST_NETWORKS, profile
 from latency_lut.refine import Refinement
 from latency_lut.table import LatencyTable
+from latency_lut.transfer import TransferStats, read_sources, transfer
+from latency_lut.transferred import Transferred
 from spaces.errors import UserError
 from spaces.space import Space
 
@@ -37,7 +43,7 @@ def main(config: DictConfig) -> None:
     space = instantiate(config.space, _convert_="all")
     devices = [instantiate(entry) for entry in config.devices.values()]
     for device in devices:
-        measure(space, device, config)
+        (transfer_to if config.transfer else measure)(space, device, config)
 
 
 def measure(space: Space, device: Device, config: DictConfig) -> None:
@@ -46,15 +52,7 @@ def measure(space: Space, device: Device, config: DictConfig) -> None:
     limits = config.target_error, config.budget_s
     refinement = None if limits == (None, None) else Refinement(instantiate(config.wishes), *limits)
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        tasks = {}
-
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(f"{device.name}: {what}", total=total)
-            progress.update(tasks[what], completed=done, total=total)
-
+    with _progress(device, console) as on_progress:
         table, stats = profile(
             space,
             device,
@@ -79,16 +77,103 @@ def measure(space: Space, device: Device, config: DictConfig) -> None:
     if stats.measured:
         summary.add_row("rate", f"{stats.pairs_per_min:,.0f}", "pairs/min")
     if config.latency_model is not None and len(table.networks) >= LEAST_NETWORKS:
-        quality = instantiate(config.latency_model)(table, space).quality
-        summary.add_row("latency model, mean error", f"{quality.mape:.1%}", f"on {quality.n} held-out networks")
-        summary.add_row("latency model, p95 error", f"{quality.p95:.1%}", "")
-        summary.add_row("latency model, within 10 %", f"{quality.within_10:.0%}", "of them")
-        summary.add_row("latency model, in the 90 % interval", f"{quality.coverage:.0%}", "of them")
-        summary.add_row("latency model, Spearman", f"{quality.spearman:.3f}", "")
+        _add_quality(summary, table, space, config)
     console.print(summary)
     if refinement is not None:
         console.print(_curve(table))
     console.print(f"table: {path}", soft_wrap=True)
+
+
+def transfer_to(space: Space, device: Device, config: DictConfig) -> None:
+    """Make a device's table from those of others and a few measurements, and print a summary."""
+    folder, console = Path(config.tables), Console()
+    path = folder / f"{device.name}.parquet"
+    if isinstance(config.transfer, str):
+        raise UserError(f"transfer is {config.transfer!r}; allowed is a list of devices, such as transfer=[x86,wasm]")
+    sources = read_sources(folder, list(config.transfer), device, space)
+    with _progress(device, console) as on_progress:
+        table, stats = transfer(
+            space,
+            device,
+            path,
+            sources,
+            instantiate(config.transfer_model),
+            samples=config.samples,
+            checked_networks=config.checked_networks,
+            max_pairs=config.max_pairs,
+            visit_s=config.visit_s,
+            seed=config.seed,
+            on_progress=on_progress,
+        )
+    transferred = table.transferred
+    if transferred is None:
+        raise RuntimeError("nothing was transferred")
+    title = f"{device.name}: predicted from {', '.join(transferred.sources)}; {table.device['cpu']}, {device.runtime}"
+    summary = Table(title=f"{title} {table.device['runtime_version']}")
+    summary.add_column("what")
+    summary.add_column("value", justify="right")
+    summary.add_column("unit")
+    samples = transferred.pair_samples + transferred.network_samples
+    measured = f"{transferred.pair_samples} pairs, {transferred.network_samples} networks, measured"
+    summary.add_row("samples", f"{samples}", measured)
+    summary.add_row("measured now", f"{stats.pairs} + {stats.networks}", f"pairs + networks; {stats.seconds:.1f} s in all")
+    for what, predicted, error in (
+        ("pairs", transferred.pairs, transferred.pair_error),
+        ("networks", transferred.networks, transferred.network_error),
+    ):
+        estimates = predicted.values() if isinstance(predicted, dict) else [network.estimate for network in predicted]
+        std = float(np.median([e.std_us / e.us for e in estimates])) if predicted else 0.0
+        summary.add_row(f"{what} predicted", f"{len(predicted)}", f"standard deviation {std:.1%}, in the median one")
+        if error is not None:
+            summary.add_row(f"{what}, mean error", f"{error:.1%}", "of the measured ones, leave-one-out")
+    if config.latency_model is not None:
+        _add_quality(summary, table, space, config)
+    console.print(summary)
+    console.print(_proposals(space, device.name, transferred, stats))
+    console.print(f"table: {path}", soft_wrap=True)
+    names = ",".join(transferred.sources)
+    more = f"python -m latency_lut device={device.name} transfer=[{names}] samples={2 * samples}"
+    console.print(f"to measure what is proposed, too, run: {more}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _proposals(space: Space, name: str, transferred: Transferred, stats: TransferStats) -> Table:
+    """What would tell most if it were measured next, and what is predicted of it."""
+    table = Table(title=f"{name}: proposed to be measured next")
+    table.add_column("what")
+    for column in ("predicted, us", "standard deviation"):
+        table.add_column(column, justify="right")
+    networks = {(network.architecture, network.lowerings): network.estimate for network in transferred.networks}
+    rows = [(f"{spec} {lowering}", transferred.pairs[spec, lowering]) for spec, lowering in stats.proposed_pairs]
+    for drawn in stats.proposed_networks:
+        network = space.network(drawn[0])
+        rows.append((f"network, {len(network.nodes)} layers, {network.macs / 1e6:.2f} M MACs", networks[drawn]))
+    for what, estimate in rows:
+        table.add_row(what, f"{estimate.us:.1f}", f"{estimate.std_us / estimate.us:.1%}")
+    return table
+
+
+@contextmanager
+def _progress(device: Device, console: Console) -> Iterator[Callable[[str, int, int], None]]:
+    """Bars of what is done on a device, one for each of the names that the function is called with."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        tasks = {}
+
+        def on_progress(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = progress.add_task(f"{device.name}: {what}", total=total)
+            progress.update(tasks[what], completed=done, total=total)
+
+        yield on_progress
+
+
+def _add_quality(summary: Table, table: LatencyTable, space: Space, config: DictConfig) -> None:
+    quality = instantiate(config.latency_model)(table, space).quality
+    summary.add_row("latency model, mean error", f"{quality.mape:.1%}", f"on {quality.n} held-out networks")
+    summary.add_row("latency model, p95 error", f"{quality.p95:.1%}", "")
+    summary.add_row("latency model, within 10 %", f"{quality.within_10:.0%}", "of them")
+    summary.add_row("latency model, in the 90 % interval", f"{quality.coverage:.0%}", "of them")
+    summary.add_row("latency model, Spearman", f"{quality.spearman:.3f}", "")
 
 
 def _curve(table: LatencyTable) -> Table:
