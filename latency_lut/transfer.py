@@ -133,6 +133,7 @@ def transfer(
     ):
         if type(value) is not int or not least <= value <= most:
             raise UserError(f"{name} is {value!r}; allowed are integers from {least} to {most}")
+    device.check_here("a transfer")
     begin = time.perf_counter()
     report = on_progress or (lambda what, done, total: None)
     table = LatencyTable.load(path) if path.exists() else LatencyTable.empty(space, device)

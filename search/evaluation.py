@@ -26,7 +26,7 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Split:
-    """Images `(n, channels, height, width)` and labels `(n,)` of a whole split."""
+    """Images `(n, channels, height, width)` and labels `(n,)`."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -76,13 +76,18 @@ def collect(data: pl.LightningDataModule, split: str) -> Split:
     return Split(torch.cat([images for images, _ in batches]), torch.cat([labels for _, labels in batches]))
 
 
+def training_sample(data: pl.LightningDataModule, images: int, seed: int) -> Split:
+    """Training images with their labels, as many as asked for where there are so many; the same for the same seed."""
+    torch.manual_seed(seed)
+    batches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for batch, labels in data.train_dataloader():
+        batches.append((batch, labels))
+        if sum(len(b) for b, _ in batches) >= images:
+            break
+    return Split(torch.cat([b for b, _ in batches])[:images], torch.cat([y for _, y in batches])[:images])
+
+
 def calibration_batches(data: pl.LightningDataModule, images: int, seed: int) -> list[torch.Tensor]:
     """Training images in batches, as many as asked for where there are so many; the same for the same seed."""
-    torch.manual_seed(seed)
-    batches: list[torch.Tensor] = []
-    for batch, _ in data.train_dataloader():
-        batches.append(batch)
-        if sum(len(b) for b in batches) >= images:
-            break
-    joined = torch.cat(batches)[:images]
+    joined = training_sample(data, images, seed).images
     return [joined[first : first + CALIBRATION_BATCH] for first in range(0, len(joined), CALIBRATION_BATCH)]

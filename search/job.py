@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 from optuna.samplers import BaseSampler
 from safetensors import SafetensorError
@@ -26,15 +27,17 @@ from predictors.memory import MemoryPredictor
 from predictors.wishes import wishes_of
 from search import __version__
 from search.data import check_batch, fingerprint
-from search.evaluation import Evaluation, Evaluator, Split, calibration_batches, collect
+from search.evaluation import Evaluation, Evaluator, Split, calibration_batches, collect, training_sample
 from search.evaluations import Evaluations
 from search.export import Tolerances
 from search.objectives import Goal, devices_of
 from search.predicted import PredictedValues
 from search.progress import StageProgress
+from search.proxies import ProxyScores, ProxySettings, compressed
 from search.relaxation import RelaxationSettings
 from search.run import Run, digest
 from search.shared_study import SharedStudy
+from search.strategies import SearchStrategy
 from search.study import StudySettings
 from search.training import SupernetTraining
 from search.training.finishing import FinishSettings
@@ -48,6 +51,7 @@ from spaces.weights import Estimators
 
 SUPERNET_FILE = "supernet/supernet.safetensors"
 EVALUATIONS_FILE = "evaluations.parquet"
+PROXIES_FILE = "proxies.parquet"
 FINISHED_FOLDER = "finished"
 RELAXED_FOLDER = "relaxed"
 
@@ -126,6 +130,8 @@ class Job:
         storage: database of a study that several processes share; `None` for none.
         profile: how tables are measured.
         evaluation: how networks are evaluated.
+        proxies: zero-cost proxies beside the accuracy predictor's own features.
+        strategy: makes what searches.
         study: how the search goes.
         processes: on what the supernet is trained.
         worker_command: arguments of `python -m search` with which further processes join the training.
@@ -152,6 +158,8 @@ class Job:
     storage: str | None
     profile: ProfileSettings
     evaluation: EvaluationSettings
+    proxies: ProxySettings
+    strategy: Callable[[], SearchStrategy]
     study: StudySettings
     processes: Processes
     worker_command: Sequence[str]
@@ -168,13 +176,14 @@ class Job:
         s, output = self.settings, self.run.output
         devices = [(name, device.fingerprint) for name, device in self.devices.items()]
         goals = [(g.name, [o.name for o in g.objectives], [c.text for c in g.constraints]) for g in self.goals]
+        judging = ("evaluation", "predictor", "proxies")
         parts: dict[str, Callable[[], list[object]]] = {
             "space": lambda: [self.space.fingerprint],
             "tables": lambda: [self.space.fingerprint, devices, s["profile"], self.seed],
             "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], s["estimators"], self.seed],
-            "predictors": lambda: [output("tables"), output("supernet"), s["evaluation"], s["predictor"], self.seed],
+            "predictors": lambda: [output("tables"), output("supernet"), *(s[part] for part in judging), self.seed],
             "relax": lambda: [output("predictors"), s["relaxation"], goals, self.seed],
-            "study": lambda: [output("predictors"), s["study"], goals, self.seed, self.relaxed_output],
+            "study": lambda: [output("predictors"), s["study"], goals, self.seed, self.relaxed_output, self.strategy().key],
             "finish": lambda: [output("study"), s["finish"], s["export"]["winners"]],
             "export": lambda: [output("study"), s["export"], self.finished_output],
             "report": lambda: [output("export")],
@@ -284,7 +293,19 @@ class Job:
     def predicted(self) -> dict[Goal, PredictedValues]:
         """What each study judges architectures by."""
         models = self.latency, self.memory, self.energy
-        return {g: PredictedValues(self.space, g.values, *models, device=g.devices[0]) for g in self.goals}
+        further = self.proxy_features if self.proxies.features else None
+        return {g: PredictedValues(self.space, g.values, *models, g.devices[0], further) for g in self.goals}
+
+    @cached_property
+    def proxy_scores(self) -> ProxyScores:
+        """Scores of networks by zero-cost proxies, on a few training images."""
+        sample = training_sample(self.ready_data, self.proxies.images, self.seed)
+        key = digest(__version__, self.space.fingerprint, self.data_fingerprint, self.proxies.images, self.seed)
+        return ProxyScores(self.path(PROXIES_FILE), self.space, sample.images, sample.labels, self.seed, key)
+
+    def proxy_features(self, architectures: Sequence[Architecture]) -> np.ndarray:
+        """The proxies that are features of the accuracy predictor, `(n, f)`."""
+        return compressed(self.proxy_scores.scores(self.proxies.features, architectures))
 
     def chosen_predictor(self) -> AccuracyPredictor:
         """A fresh accuracy predictor, of the kind that the stage `predictors` chose where that was left to it.
@@ -364,18 +385,20 @@ class Job:
 
         return SharedStudy(str(self.storage), self.evaluations_key, measure, self.progress.say)
 
-    def serve_one(self) -> bool:
-        """Evaluate one network for the process that holds the run; returns whether there was one to do."""
+    def serve_some(self) -> bool:
+        """Evaluate some networks for the process that holds the run; returns whether there were any to do."""
         if self.storage is None:
             return False
         self.run.reload()
         supernet = self.run.record("supernet")
         if supernet is None or not supernet.done or supernet.fingerprint != self.fingerprint("supernet"):
             return False
-        return self.shared_study.serve_one()
+        return self.shared_study.serve_some() > 0
 
     def close(self) -> None:
-        """Give back what evaluates networks, where it was needed."""
+        """Give back what evaluates networks, and keep the proxies' scores, where they were needed."""
         for name in ("workers", "shared_study"):
             if name in self.__dict__:
                 self.__dict__[name].close()
+        if "proxy_scores" in self.__dict__:
+            self.proxy_scores.save()

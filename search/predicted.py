@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
+
+import numpy as np
 
 from predictors.accuracy import AccuracyPredictor, accuracy_features
 from predictors.energy import EnergyPredictor
@@ -29,6 +31,7 @@ class PredictedValues:
         memory: predictor of the peak memory by device, at least of those that an objective names.
         energy: the same of the energy.
         device: whose file a size is of; the first one's by default.
+        proxies: further features `(n, f)` of architectures for the accuracy predictor.
     """
 
     def __init__(
@@ -39,6 +42,7 @@ class PredictedValues:
         memory: Mapping[str, MemoryPredictor] | None = None,
         energy: Mapping[str, EnergyPredictor] | None = None,
         device: str | None = None,
+        proxies: Callable[[Sequence[Architecture]], np.ndarray] | None = None,
     ) -> None:
         self.space, self.latency = space, latency
         self.measured: dict[str, Mapping[str, MemoryPredictor | EnergyPredictor]] = {
@@ -48,11 +52,17 @@ class PredictedValues:
         self.device = next(iter(latency)) if device is None else device
         self.objectives = list({o.name: o for o in objectives}.values())
         self._costs = lru_cache(REMEMBERED)(self._uncached_costs)
+        self._proxies = proxies
         self.network = lru_cache(REMEMBERED)(space.network)
 
     def costs(self, architecture: Architecture) -> Values:
         """All values but accuracy."""
         return self._costs(architecture)
+
+    def features(self, architectures: Sequence[Architecture]) -> np.ndarray:
+        """What the accuracy predictor sees of architectures, `(n, f)`; the proxies' features come last."""
+        own = accuracy_features(self.space, architectures, [self.network(a) for a in architectures])
+        return own if self._proxies is None else np.hstack([own, self._proxies(architectures)])
 
     def _uncached_costs(self, architecture: Architecture) -> Values:
         network = self.network(architecture)
@@ -73,6 +83,5 @@ class PredictedValues:
         """All values, accuracy from its predictor (always there, as `accuracy`)."""
         if not architectures:
             return []
-        networks = [self.network(a) for a in architectures]
-        mean, _ = accuracy.predict(accuracy_features(self.space, architectures, networks))
+        mean, _ = accuracy.predict(self.features(architectures))
         return [{**self._costs(a), "accuracy": float(m)} for a, m in zip(architectures, mean, strict=True)]

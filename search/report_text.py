@@ -102,16 +102,25 @@ def accuracy_predictor(summary: Summary) -> str:
     used = summary.get("accuracy_predictor") or {}
     name, compared = str(used.get("kind", "n/a")).replace("_", " "), used.get("compared") or {}
     text = f"Predictor {name}, fitted to {shown(used.get('n'), ',.0f')} architectures evaluated with the supernet's weights."
+    proxies = used.get("proxies") or {}
+    if proxies:
+        taus = [shown(tau, ".2f") for tau in (used.get("kendall_tau"), proxies.get("kendall_tau_without"))]
+        text += (
+            f" It also sees the zero-cost proxies {', '.join(proxies['names'])}: Kendall tau {taus[0]}, without them {taus[1]}."
+        )
     if not compared:
         return text
     return f"{text} It was chosen by Kendall tau in cross-validation, without those held out: {compared_taus(compared)}."
 
 
 def gain(summary: Summary) -> str:
-    """Hypervolume of the search over that of random search."""
+    """Hypervolume of the search over that of random search, and a word where it is not above it."""
     study = summary.get("study") or {}
     found, by_random = number(study.get("hypervolume")), number(study.get("hypervolume_random"))
-    return f"{100 * (found / by_random - 1):+.1f} % over random search" if found is not None and by_random else ""
+    if found is None or not by_random:
+        return ""
+    text = f"{100 * (found / by_random - 1):+.1f} % over random search at equal budget"
+    return text if found > by_random else f"{text}, so {study.get('strategy', 'the search')} does not beat it"
 
 
 def supernet_cost(summary: Summary) -> str:

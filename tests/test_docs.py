@@ -10,16 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from optuna.samplers import RandomSampler
 
 from latency_lut.device import Device
 from latency_lut.lowering import applicable
 from latency_lut.network import build_layer
+from predictors.accuracy import Ridge
 from search.data import Digits
-from search.evaluation import Evaluator
+from search.evaluation import Evaluation, Evaluator, training_sample
+from search.evaluations import INITIAL, Evaluations
 from search.export import Tolerances, export, layer_weights, verify
+from search.objectives import Goal, parse_objectives
+from search.predicted import PredictedValues
+from search.proxies import PROXIES, gradients, score
 from search.relaxation import ExpectedCost, RelaxationSettings, search_member
+from search.strategies import guided
+from search.study import StudySettings, run_studies
 from search.training import SupernetTraining, train
+from search.workers import one_by_one
 from spaces import precision, sparsity
+from spaces.choice import Architecture
 from spaces.elastic import OPERATORS
 from spaces.layers import LayerSpec
 from spaces.mobile import MobileSpace
@@ -27,12 +37,13 @@ from spaces.quantizers import scales, weights
 from spaces.quantizers.straight_through import straight_through
 from spaces.supernet import Supernet
 
+SEARCHING = (Path(__file__).parents[1] / "docs" / "searching.md").read_text(encoding="utf-8")
 EXTENDING = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 
 
-def example(heading: str) -> str:
+def example(heading: str, text: str = EXTENDING) -> str:
     """The first block of Python below a heading."""
-    section = EXTENDING.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
+    section = text.split(f"\n## {heading}\n", 1)[1].split("\n## ", 1)[0]
     found = re.search(r"```python\n(.*?)```", section, re.DOTALL)
     assert found is not None, heading
     return found[1]
@@ -60,6 +71,47 @@ def test_the_training_strategy_trains(tiny_space: MobileSpace, evaluator: Evalua
     training = SupernetTraining(Supernet(tiny_space), names["Ends"](), 3, 0.02, 0.0, 0, evaluator, curve_points=1)
     train(training, digits, tmp_path)
     assert all(training.curve[-1][name] < training.curve[0][name] for name in ("largest_loss", "smallest_loss"))
+
+
+def test_the_proxy_scores(tiny_space: MobileSpace, digits: Digits) -> None:
+    try:
+        exec(compile(example("Zero-cost proxies", SEARCHING), "proxies.py", "exec"), {**vars(gradients), "__name__": "own"})
+        torch.manual_seed(0)
+        supernet, sample = Supernet(tiny_space), training_sample(digits, 16, 0)
+        values = [
+            score(
+                "input_gradient",
+                supernet.extract(tiny_space.sample(np.random.default_rng(seed))),
+                sample.images,
+                sample.labels,
+                0,
+            )
+            for seed in range(3)
+        ]
+        assert len(set(values)) == 3
+        assert min(values) > 0.0
+    finally:
+        del PROXIES["input_gradient"]
+
+
+def test_the_search_strategy_searches(tiny_space: MobileSpace, tmp_path: Path) -> None:
+    names = {**vars(guided), "np": np, "__name__": "search.strategies.nearby"}
+    exec(compile(example("To add a strategy", SEARCHING), "nearby.py", "exec"), names)
+
+    def measure(architecture: Architecture) -> Evaluation:
+        return Evaluation(min(1.0, tiny_space.network(architecture).weight_bytes / 1e4), 1.0)
+
+    objectives = parse_objectives(["accuracy", "parameters"], [])
+    goal = Goal((), tuple(objectives), ())
+    evaluations = Evaluations(tmp_path / "evaluations.parquet", tiny_space, "key")
+    evaluations.evaluate([tiny_space.smallest()], INITIAL, one_by_one(measure))
+    predicted = PredictedValues(tiny_space, goal.values, {}, device="x86")
+    settings = StudySettings(40, 3, 6, 0)
+    search = (Ridge, lambda seed: RandomSampler(seed=seed), one_by_one(measure), settings)
+    result = run_studies({goal: predicted}, evaluations, *search, new_strategy=names["Nearby"])[goal]
+    assert all(0 < len(evaluations.of(f"round {n}")) <= 6 for n in (1, 2, 3))
+    volumes = list(result.hypervolumes.values())
+    assert volumes[0] < volumes[-1]
 
 
 def test_the_gradient_strategy_searches(tiny_space: MobileSpace, digits: Digits, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from safetensors.torch import save
 
-from predictors.accuracy import accuracy_features
+from predictors.accuracy import AccuracyPredictor, AccuracyQuality
 from predictors.automatic import Automatic, compared_taus
 from search.evaluations import INITIAL
 from search.job import SUPERNET_FILE, Job
@@ -63,12 +63,16 @@ def fit_predictors(job: Job) -> Facts:
     progress = partial(job.progress.advance, "evaluations")
     job.evaluations.evaluate(chosen, INITIAL, job.workers.evaluate, progress)
     seen = job.evaluations.of(INITIAL)
-    features = accuracy_features(job.space, [e.architecture for e in seen], [job.space.network(e.architecture) for e in seen])
-    predictor = job.predictor()
-    quality = predictor.quality(features, [e.accuracy for e in seen], min(job.evaluation.held_out, len(seen) // 3))
+    features = next(iter(job.predicted.values())).features([e.architecture for e in seen])
+    predictor, quality = _tested(job, features)
     chosen_of = predictor.compared if isinstance(predictor, Automatic) else {}
     kind = str(predictor.kind) if isinstance(predictor, Automatic) else type(predictor).__name__
     accuracy = {"kind": kind, "compared": chosen_of, "n": len(seen), **asdict(quality)}
+    if job.proxies.features:
+        job.proxy_scores.save()
+        names = list(job.proxies.features)
+        without = _tested(job, features[:, : -len(names)])[1].kendall_tau
+        accuracy["proxies"] = {"names": names, "kendall_tau_without": without}
     write_atomically(job.path("predictors/accuracy.json"), json.dumps(accuracy, indent=1))
     for name, latency in job.latency.items():
         write_atomically(job.path(f"predictors/latency@{name}.json"), latency.to_json())
@@ -84,6 +88,16 @@ def fit_predictors(job: Job) -> Facts:
         f"  {len(seen)} networks evaluated; accuracy predictor {kind.replace('_', ' ')}: Kendall tau {quality.kendall_tau:.2f} "
         f"on {quality.n_held_out} held out"
     )
+    if job.proxies.features:
+        told = f"without the proxies {', '.join(job.proxies.features)} it is {without:.2f}"
+        job.progress.say(f"    {told}{'' if quality.kendall_tau > without else ': they do not help'}")
     if chosen_of:
         job.progress.say(f"    chosen by Kendall tau in cross-validation on the others: {compared_taus(chosen_of)}")
     return {"accuracy_predictor": accuracy, "memory_models": models["peak memory"], "energy_models": models["energy"]}
+
+
+def _tested(job: Job, features: np.ndarray) -> tuple[AccuracyPredictor, AccuracyQuality]:
+    """A predictor fitted to the first evaluations but some, and how it ranks those."""
+    accuracies = [e.accuracy for e in job.evaluations.of(INITIAL)]
+    predictor = job.predictor()
+    return predictor, predictor.quality(features, accuracies, min(job.evaluation.held_out, len(accuracies) // 3))

@@ -100,6 +100,12 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("+supernet.colour=3", ["colour"]),
         ("+predictor.colour=3", ["colour"]),
         ("predictor.kind=forest", ["predictor: kind is 'forest'", "gaussian_process"]),
+        ("proxies.features=[zero]", ["proxies.features is ['zero']", "naswot", "synflow"]),
+        ("proxies.images=1", ["proxies.images is 1", "integers from 2"]),
+        ("+proxies.colour=3", ["colour"]),
+        ("study.strategy.choose=best", ["study.strategy.choose is 'best'", "front, upper_confidence, hypervolume"]),
+        ("study.strategy._target_=optuna.samplers.NSGAIISampler ~study.strategy.choose", ["study.strategy is a NSGAIISampler"]),
+        ("study=training_free study.strategy.proxies=[zero]", ["study.strategy.proxies is ['zero']", "naswot"]),
         ("+study.sampler.colour=3", ["colour"]),
         ("study.sampler._target_=optuna.samplers.GridSampler", ["sampler"]),
         ("study.sampler._target_=optuna.samplers.NoSampler", ["NoSampler"]),
@@ -475,6 +481,22 @@ def test_the_accuracy_predictor_is_chosen_told_and_used_by_the_study(call: Call,
     record = copy / "stages.json"
     record.write_text(record.read_text().replace(f'"kind": "{chosen["kind"]}"', '"kind": "oracle"'))
     one_line(call(tmp_path, "run=run", "stages=[study]", "study.rounds=1"), str(record.name), "'oracle'", "delete it")
+
+
+def test_proxies_are_features_and_it_is_told_whether_they_help(call: Call, copy: Path, tmp_path: Path) -> None:
+    job = ("run=run", "proxies.features=[synflow,naswot]", "proxies.images=16", "study.candidates=40")
+    ended = call(tmp_path, *job)
+    assert ended.status == 0, ended.err
+    used = json.loads((copy / "summary.json").read_text())["accuracy_predictor"]
+    assert used["proxies"]["names"] == ["synflow", "naswot"]
+    helps = used["kendall_tau"] > used["proxies"]["kendall_tau_without"]
+    assert f"without the proxies synflow, naswot it is {used['proxies']['kendall_tau_without']:.2f}" in ended.out
+    assert (": they do not help" in ended.out) is not helps
+    assert "It also sees the zero-cost proxies synflow, naswot" in (copy / "report.html").read_text()
+    known = pq.read_table(copy / "proxies.parquet").to_pylist()
+    assert len(known) > 12
+    assert all(row["synflow"] is not None and row["zen"] is None for row in known)
+    assert call(tmp_path, *job, "stages=[predictors,study]").out.count("done before") == 2
 
 
 def test_more_of_the_tables_does_not_cost_the_evaluations(call: Call, copy: Path, tmp_path: Path) -> None:
