@@ -2,8 +2,8 @@
 
 A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on measured devices,
 `python -m latency_lut check` whether they are still what their tables say, `python -m latency_lut bundle` writes what is to be
-measured on a device elsewhere, and `python -m latency_lut import` makes a table of what came back. With `transfer=[...]` a device
-is not profiled: a few measurements and the tables of other devices give its table.
+measured on a device elsewhere, and `python -m latency_lut import` makes a table of what came back. With `transfer=[...]` a
+device is not profiled: a few measurements and the tables of other devices give its table.
 """
 
 from __future__ import annotations
