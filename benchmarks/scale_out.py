@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import product
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -35,7 +36,7 @@ import torch
 from benchmarks.defaults import device_and_space, options
 from search.dask_workers import DaskWorkers
 from search.data.digits import Digits
-from search.evaluation import Evaluation, Evaluator, calibration_batches, collect
+from search.evaluation import Evaluation, Evaluator, Weights, calibration_batches, collect
 from search.shared_study import SharedStudy
 from spaces.choice import Architecture
 from spaces.errors import UserError
@@ -53,7 +54,7 @@ CALIBRATION_IMAGES = 256  # as a search does by default
 class Instant(Evaluator):
     """Answers at once: what is left is the price of handing out."""
 
-    def evaluate(self, supernet: Supernet, architecture: Architecture) -> Evaluation:
+    def evaluate(self, weights: Weights, architecture: Architecture) -> Evaluation:
         return Evaluation(0.5, 1.0)
 
 
@@ -200,9 +201,12 @@ def main() -> None:
         seconds.append(time.perf_counter() - begin)
     try:
         dask = by_dask(evaluator, supernet, architectures, values["repeats"])
+        print(dask, file=sys.stderr)
         with databases() as urls:
-            trials = values["trials"]
-            rates = {name: {p: round(rate_by_study(url, p, trials), 1) for p in PROCESSES} for name, url in urls.items()}
+            rates: dict[str, dict[int, float]] = {name: {} for name in urls}
+            for name, processes in product(urls, PROCESSES):
+                rates[name][processes] = round(rate_by_study(urls[name], processes, values["trials"]), 1)
+                print(f"{name}, {processes} processes: {rates[name][processes]} trials/s", file=sys.stderr)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     limits = {"dask": 1e3 / dask["dask_overhead_ms"], **{name: max(found.values()) for name, found in rates.items()}}

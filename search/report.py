@@ -39,6 +39,7 @@ from search.report_text import (
     plus_minus,
     prediction_error,
     relaxation,
+    shares_weights,
     supernet_cost,
     takeaway,
     verified,
@@ -169,6 +170,7 @@ def _context(summary: Summary) -> dict[str, Any]:
         "devices": parts,
         "overview": report_devices.overview(devices),
         "supernet_cost": supernet_cost(summary),
+        "shares_weights": shares_weights(summary),
         "finishing": finishing(summary),
         "relaxation": relaxation(summary),
         "accuracy_predictor": accuracy_predictor(summary),
@@ -238,6 +240,7 @@ def _table_rows(view: Summary) -> list[tuple[str, str]]:
         *((name, str(value)) for name, value in device_of(view).items()),
         ("statistic", str(table.get("statistic", ""))),
         ("measured pairs", f"{shown(table.get('pairs'), ',.0f')} of {shown(table.get('reachable_pairs'), ',.0f')}"),
+        ("transferred", str(table.get("transferred", ""))),
         ("speed of profiling", shown(table.get("pairs_per_min"), ",.0f", " pairs per minute")),
     ]
     return _told(rows)

@@ -104,13 +104,14 @@ def summarize(
         **first,
         "devices": devices if len(devices) > 1 else {},
         "tolerances": asdict(job.export.tolerances),
-        "notes": notes(exported, bool(facts["finish"])),
+        "notes": notes(exported, bool(facts["finish"]), job.space.shares_weights),
     }
 
 
 def table_figures(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """What the table of a device holds, and how well its latency model does."""
-    kept = {part: table[part] for part in ("pairs", "pairs_per_min", "reachable_pairs", "statistic")}
+    parts = ("pairs", "pairs_per_min", "reachable_pairs", "statistic", "transferred")
+    kept = {part: table[part] for part in parts if part in table}
     device = {"name": name, **table["device"]}
     return {"table": {**kept, "device": device}, "latency_model": with_lists(table["latency_model"])}
 
@@ -192,9 +193,16 @@ def cost_figures(job: Job, facts: Mapping[str, Mapping[str, Any]], exported: Map
     }
 
 
-def notes(exported: Mapping[str, Mapping[str, Any]], finished: bool) -> list[str]:
-    """What a reader should know about the figures of this run; `exported` is by device."""
-    lines = [
+_NOTES_ONE_BY_ONE = (
+    "Networks were trained one by one. Accuracies on the front are measured on validation data; those of winners and "
+    "baselines on test data in the runtime. A network that successive halving stopped early has the accuracy that it had then, "
+    "and ships with those weights.",
+    "Baselines were trained in the same way, and stopped in the same way, as the winners.",
+)
+
+
+def _notes_of_supernet(finished: bool) -> list[str]:
+    return [
         "Accuracies on the front are measured on validation data with the supernet's weights; those of winners and "
         "baselines on test data in the runtime."
         + ("" if finished else " Winners are not fine-tuned; the stage `finish` does that."),
@@ -205,6 +213,11 @@ def notes(exported: Mapping[str, Mapping[str, Any]], finished: bool) -> list[str
             else ""
         ),
     ]
+
+
+def notes(exported: Mapping[str, Mapping[str, Any]], finished: bool, shared: bool) -> list[str]:
+    """What a reader should know about the figures of this run; `exported` is by device, `shared` whether weights are."""
+    lines = _notes_of_supernet(finished) if shared else list(_NOTES_ONE_BY_ONE)
     for device, made in exported.items():
         where = f" on {device}" if len(exported) > 1 else ""
         if made["winners"] and abs(made["speed"] - 1.0) > 0.05:
