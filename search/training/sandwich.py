@@ -15,23 +15,30 @@ class Sandwich(Strategy):
     Args:
         random_networks: drawn per step beside the largest and the smallest.
         largest_first: share of the training in which the largest network is trained alone.
+        largest_every: afterwards the largest network is trained in every so many steps; in the others it only teaches, which
+            takes a third of its arithmetic.
 
     Raises:
         UserError: a value that is not allowed.
     """
 
-    def __init__(self, random_networks: int = 2, largest_first: float = 0.0) -> None:
+    def __init__(self, random_networks: int = 2, largest_first: float = 0.0, largest_every: int = 1) -> None:
         super().__init__()
         if type(random_networks) is not int or random_networks < 0 or not 0.0 <= largest_first < 1.0:
             found = f"supernet.strategy.random_networks is {random_networks!r} and largest_first {largest_first!r}"
             raise UserError(f"{found}; allowed are integers from 0 and shares from 0 to below 1")
-        self.random_networks, self.largest_first = random_networks, largest_first
+        if type(largest_every) is not int or largest_every < 1:
+            raise UserError(f"supernet.strategy.largest_every is {largest_every!r}; allowed are integers from 1")
+        self.random_networks, self.largest_first, self.largest_every = random_networks, largest_first, largest_every
 
     def backward(self, step: Step) -> Losses:
         space = step.supernet.space
-        losses = {}
-        losses["largest"], outputs = step.on_labels(space.largest(), smoothing=step.smoothing)
-        if step.progress < self.largest_first:
+        losses: Losses = {}
+        outputs = None
+        alone = step.progress < self.largest_first
+        if alone or step.index % self.largest_every == 0:
+            losses["largest"], outputs = step.on_labels(space.largest(), smoothing=step.smoothing)
+        if alone:
             return losses
         lesson = step.distillation.lesson(step.supernet, step.images, outputs)
         del outputs  # its graph is done with
