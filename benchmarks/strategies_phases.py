@@ -45,7 +45,7 @@ DEFAULT = "sandwich"
 TRAINING = ("sandwich", "sorted", "progressive", "uniform")
 GRADIENT = ("tangle", "proxyless", "dass", "quantnas", "once_for_both")
 DRY_STEPS = 64
-ALONE_PARTS = 4  # processes that share the networks trained alone
+ALONE_PARTS = 2  # processes that share the networks trained alone
 POOL = 10  # networks drawn for each that is trained alone
 MACS_PER_TRAINING = 3  # forward, and backward to activations and weights
 
