@@ -1,21 +1,24 @@
 """`python -m latency_lut`: profile devices for a space, print what was measured and how good the latency model is.
 
 A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on measured devices,
-`python -m latency_lut check` whether they are still what their tables say.
+`python -m latency_lut check` whether they are still what their tables say, `python -m latency_lut bundle` writes what is to be
+measured on a device elsewhere.
 """
 
 from __future__ import annotations
 
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from latency_lut.bundle import write_bundle
 from latency_lut.command import run_hydra
 from latency_lut.device import Device
 from latency_lut.drift import Drift, age_days
@@ -46,8 +49,7 @@ def measure(space: Space, device: Device, config: DictConfig) -> None:
     limits = config.target_error, config.budget_s
     refinement = None if limits == (None, None) else Refinement(instantiate(config.wishes), *limits)
     console = Console()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
+    with _progress(console) as progress:
         tasks = {}
 
         def on_progress(what: str, done: int, total: int) -> None:
@@ -89,6 +91,15 @@ def measure(space: Space, device: Device, config: DictConfig) -> None:
     if refinement is not None:
         console.print(_curve(table))
     console.print(f"table: {path}", soft_wrap=True)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True)
+
+
+def _update(progress: Progress, task: TaskID, done: int, total: int) -> None:
+    progress.update(task, completed=done, total=total)
 
 
 def _curve(table: LatencyTable) -> Table:
@@ -147,7 +158,35 @@ def _moved_entries(name: str, drift: Drift) -> Table:
     return entries
 
 
-COMMANDS = {"report": report, "check": check}
+def bundle(config: DictConfig) -> None:
+    """Write a bundle for every device of the configuration."""
+    if not config.get("devices"):
+        raise UserError("no device; give one, for example device=x86")
+    if config.target_error is not None or config.budget_s is not None:
+        raise UserError("a bundle is chosen before anything is measured; leave target_error and budget_s away")
+    space, console = instantiate(config.space, _convert_="all"), Console()
+    for device in (instantiate(entry) for entry in config.devices.values()):
+        path = Path(config.bundles) / f"{device.name}-bundle.zip"
+        with _progress(console) as progress:
+            task = progress.add_task(f"{device.name}: models", total=None)
+            manifest = write_bundle(
+                space,
+                device,
+                Path(config.tables) / f"{device.name}.parquet",
+                path,
+                seed=config.seed,
+                max_pairs=config.max_pairs,
+                networks=config.networks,
+                rounds=config.rounds,
+                visit_s=config.visit_s,
+                on_progress=partial(_update, progress, task),
+            )
+        counts = f"{len(manifest.pairs)} pairs, {len(manifest.networks)} networks, {path.stat().st_size / 1e6:.1f} MB"
+        console.print(f"bundle: {path} ({counts})", soft_wrap=True, highlight=False)
+        console.print(f"run it there: python {path.name}", soft_wrap=True, highlight=False)
+
+
+COMMANDS = {"report": report, "check": check, "bundle": bundle}
 
 
 if __name__ == "__main__":

@@ -1,36 +1,24 @@
 """A device: where networks are deployed, and everything that a measured number must say about it.
 
 A `Device` is plain data. The runtime that it names is a module in `latency_lut/runtimes` with the functions of `Runtime`;
-adding a runtime is adding such a module. Reaching devices other than this machine is not done here.
+adding a runtime is adding such a module. Devices other than this machine are measured there, see `latency_lut.bundle`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
-import json
-import os
 import pkgutil
-import platform
-import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cache, cached_property
-from pathlib import Path
+from functools import cached_property
 from typing import Protocol, cast
 
 import numpy as np
 
 import latency_lut.runtimes
+from latency_lut.machine import cores, describe_machine, fingerprint_of
 from spaces.errors import UserError
 from spaces.layers import LayerSpec
-
-# Instruction sets that decide which kernels a runtime takes; virtual machines share one model name across several.
-_INSTRUCTION_SETS = (
-    *("sse4_2", "avx", "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512bw", "avx512_vnni", "avx512_bf16"),
-    *("avx512_fp16", "amx_tile", "amx_int8", "asimd", "asimddp", "i8mm", "bf16", "sve", "sve2"),
-)
-
 
 _ONNXRUNTIME_GPU = "for GPUs run: pip install onnxruntime-gpu"
 _TORCH_GPU = "install an NVIDIA driver and a torch built for CUDA (pytorch.org/get-started), or take device=torch_cpu"
@@ -42,6 +30,7 @@ GPU_PROVIDERS = {  # what to do where they are missing
 
 
 METERS = ("rapl", "nvml")  # of energy
+REACHES = ("here", "bundle")  # on this machine, or by a bundle that is sent there
 
 
 class LoadedModel(Protocol):
@@ -85,6 +74,9 @@ class Runtime(Protocol):
     def providers(self) -> list[str]:
         """Execution providers that the installed runtime has."""
 
+    def providers_elsewhere(self) -> list[str]:
+        """Those that a device elsewhere may have; none when its models cannot be sent elsewhere."""
+
     def describe(self, device: Device) -> Mapping[str, str | int]:
         """What else a number measured with it must say; nothing when version, provider and settings say it all."""
 
@@ -125,9 +117,10 @@ class Device:
         threads: threads that one run may use.
         batch: samples per run.
         energy_meter: what its energy is read from, see `latency_lut.energy`; `None`: nothing, so it has none.
+        reach: one out of `REACHES`.
 
     Raises:
-        UserError: unknown runtime, provider or meter, or `threads`, `batch` or `name` out of range.
+        UserError: unknown runtime, provider, meter or reach, or `threads`, `batch` or `name` out of range.
     """
 
     name: str
@@ -136,6 +129,7 @@ class Device:
     threads: int = 1
     batch: int = 1
     energy_meter: str | None = None
+    reach: str = "here"
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
@@ -145,73 +139,53 @@ class Device:
                 raise UserError(f"device {self.name}: {what} is {value!r}; allowed are integers from 1")
         if self.energy_meter is not None and self.energy_meter not in METERS:
             raise UserError(f"device {self.name}: energy_meter is {self.energy_meter!r}; allowed are {', '.join(METERS)}, null")
-        if self.threads > _cores():
-            raise UserError(f"device {self.name}: threads is {self.threads}; this machine has {_cores()} cores")
+        if self.reach not in REACHES:
+            raise UserError(f"device {self.name}: reach is {self.reach!r}; allowed are {', '.join(REACHES)}")
+        if self.threads > cores() and not self.elsewhere:
+            raise UserError(f"device {self.name}: threads is {self.threads}; this machine has {cores()} cores")
         if self.runtime not in runtimes():
             raise UserError(f"device {self.name}: runtime is {self.runtime!r}; allowed are {', '.join(runtimes())}")
+        if self.elsewhere:
+            self._check_provider_elsewhere()
+        else:
+            self._check_provider()
+
+    def _check_provider(self) -> None:
         available = self.load_runtime().providers()
         if self.provider not in available:
             mend = f"; {GPU_PROVIDERS[self.provider]}" if self.provider in GPU_PROVIDERS else ""
             here = f"available here are {', '.join(available)}"
             raise UserError(f"device {self.name}: provider is {self.provider!r}; {here}{mend}")
 
+    def _check_provider_elsewhere(self) -> None:
+        possible = self.load_runtime().providers_elsewhere()
+        if self.provider not in possible:
+            allowed = f"allowed elsewhere are {', '.join(possible)}" if possible else f"{self.runtime} cannot be sent elsewhere"
+            raise UserError(f"device {self.name}: provider is {self.provider!r}; {allowed}")
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it is another machine than this one: it is measured there, and what it is, its table tells."""
+        return self.reach != "here"
+
     def load_runtime(self) -> Runtime:
         """The module that loads and times models on this device."""
         return load_runtime(self.runtime)
 
+    @property
+    def settings(self) -> dict[str, str | int]:
+        """How models run on it."""
+        return {"runtime": self.runtime, "provider": self.provider, "threads": self.threads, "batch": self.batch}
+
     def describe(self) -> dict[str, str | int]:
-        """What a number measured on this device must say: processor, system, runtime and settings."""
-        return {
-            "cpu": _cpu_model(),
-            "instruction_sets": _instruction_sets(),
-            "cores": _cores(),
-            "os": f"{platform.system()} {platform.machine()}",
-            "runtime": self.runtime,
-            "runtime_version": self.load_runtime().version(),
-            "provider": self.provider,
-            "threads": self.threads,
-            "batch": self.batch,
-            **self.load_runtime().describe(self),
-        }
+        """What a number measured on this device must say: processor, system, runtime and settings. Of a device elsewhere only
+        the settings are known here."""
+        if self.elsewhere:
+            return {**self.settings, "reach": self.reach}
+        runtime = self.load_runtime()
+        return {**describe_machine(), **self.settings, "runtime_version": runtime.version(), **runtime.describe(self)}
 
     @cached_property
     def fingerprint(self) -> str:
         """Hex digest over `describe()`: equal on the same machine with the same runtime and settings."""
-        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:16]
-
-
-@cache
-def _cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@cache
-def _cpuinfo() -> dict[str, str]:
-    """Fields of the first processor in Linux's /proc/cpuinfo; empty elsewhere."""
-    try:
-        block = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split("\n\n")[0]
-    except OSError:
-        return {}
-    pairs = (line.split(":", 1) for line in block.splitlines() if ":" in line)
-    return {key.strip(): value.strip() for key, value in pairs}
-
-
-@cache
-def _cpu_model() -> str:
-    info = _cpuinfo()
-    if "model name" in info:
-        numbers = [f"{key} {info[key]}" for key in ("cpu family", "model", "stepping") if key in info]
-        return f"{info['model name']} ({', '.join(numbers)})"
-    if platform.system() == "Darwin":
-        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
-        text = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        if text:
-            return text
-    return info.get("CPU part") or platform.processor() or platform.machine()
-
-
-@cache
-def _instruction_sets() -> str:
-    flags = set((_cpuinfo().get("flags") or _cpuinfo().get("Features") or "").split())
-    return " ".join(name for name in _INSTRUCTION_SETS if name in flags)
+        return fingerprint_of(self.describe())

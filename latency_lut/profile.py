@@ -17,7 +17,7 @@ from types import MappingProxyType
 import numpy as np
 
 from latency_lut.device import Device
-from latency_lut.lowering import Description, applicable
+from latency_lut.lowering import LOWERINGS, Description, applicable
 from latency_lut.refine import Refinement, Visits, refine
 from latency_lut.session import Drawn, Session
 from latency_lut.table import LatencyTable, Pair, pair_key
@@ -147,16 +147,7 @@ def profile(
     Raises:
         UserError: a number is out of range; the file is damaged, of another space or device, or cannot be written.
     """
-    for name, value, least in (
-        ("seed", seed, 0),
-        ("max_pairs", max_pairs, 1),
-        ("networks", networks, 0),
-        ("rounds", rounds, 3),
-    ):
-        if type(value) is not int or value < least:
-            raise UserError(f"{name} is {value!r}; allowed are integers from {least}")
-    if not isinstance(visit_s, (int, float)) or not 0 < visit_s < 60:
-        raise UserError(f"visit_s is {visit_s!r}; allowed are seconds above 0 and below 60")
+    check_numbers(seed, max_pairs, networks, rounds, visit_s)
     if networks < LEAST_NETWORKS and refinement is not None:
         raise UserError(f"networks is {networks}; a target_error or budget_s needs at least {LEAST_NETWORKS}")
     begin = time.perf_counter()
@@ -182,17 +173,13 @@ def profile(
     measure_s = time.perf_counter() - measure_begin
 
     timed = sum(network.source == "random" for network in table.networks)
-    drawn = _draw_networks(space, table, np.random.default_rng([seed, 1]), networks)[timed:]
+    drawn = draw_networks(space, table, seed, networks)[timed:]
     for first in range(0, len(drawn), BATCH_NETWORKS):
         report("networks", timed + first, networks)
         session.time_networks(space, drawn[first : first + BATCH_NETWORKS], "random")
         table.save(path)
     if drawn and not any(network.source == "graded" for network in table.networks):
-        graded_rng = np.random.default_rng([seed, 3])
-        graded = [
-            (a, tuple(_fastest(table, s, applicable(s, table.device)[0]) for s in space.layers(a)))
-            for a in graded_networks(space, graded_rng)
-        ]
+        graded = draw_graded(space, table, seed)
         session.time_networks(space, graded, "graded")
     if drawn:
         report("networks", networks, networks)
@@ -231,9 +218,23 @@ def graded_networks(space: Space, rng: np.random.Generator, count: int = GRADED_
     return list(dict.fromkeys(networks))
 
 
-def _draw_networks(space: Space, table: LatencyTable, rng: np.random.Generator, count: int) -> list[Drawn]:
+def check_numbers(seed: int, max_pairs: int, networks: int, rounds: int, visit_s: float) -> None:
+    """Make sure that the arguments of `profile` with these names are possible.
+
+    Raises:
+        UserError: one is out of range.
+    """
+    least = {"seed": (seed, 0), "max_pairs": (max_pairs, 1), "networks": (networks, 0), "rounds": (rounds, 3)}
+    for name, (value, smallest) in least.items():
+        if type(value) is not int or value < smallest:
+            raise UserError(f"{name} is {value!r}; allowed are integers from {smallest}")
+    if not isinstance(visit_s, (int, float)) or not 0 < visit_s < 60:
+        raise UserError(f"visit_s is {visit_s!r}; allowed are seconds above 0 and below 60")
+
+
+def draw_networks(space: Space, table: LatencyTable, seed: int, count: int) -> list[Drawn]:
     """Random networks of all sizes; two thirds with the fastest known lowerings, one third with random ones."""
-    drawn = []
+    rng, drawn = np.random.default_rng([seed, 1]), []
     for index in range(count):
         architecture = space.sample_spread(rng)
         lowerings = []
@@ -241,6 +242,17 @@ def _draw_networks(space: Space, table: LatencyTable, rng: np.random.Generator, 
             pick = str(rng.choice(applicable(spec, table.device)))
             lowerings.append(_fastest(table, spec, pick) if index % 3 else pick)
         drawn.append((architecture, tuple(lowerings)))
+    return drawn
+
+
+def draw_graded(space: Space, table: LatencyTable, seed: int) -> list[Drawn]:
+    """The networks of `graded_networks` with the fastest known lowerings; where none is known, each network prefers some."""
+    rng, drawn = np.random.default_rng([seed, 3]), []
+    for architecture in graded_networks(space, rng):
+        liked = [str(name) for name in rng.permutation(list(LOWERINGS))]
+        specs = space.layers(architecture)
+        likely = [min(applicable(spec, table.device), key=liked.index) for spec in specs]
+        drawn.append((architecture, tuple(_fastest(table, *pick) for pick in zip(specs, likely, strict=True))))
     return drawn
 
 

@@ -153,10 +153,10 @@ class LatencyTable:
         found, wanted = self.space_fingerprint, space.fingerprint
         if found != wanted:
             raise UserError(f"the table is of space {self.space_name} {found}, not of {space.name} {wanted}; {mend}")
-        found, wanted = self.device_fingerprint, device.fingerprint
-        if found != wanted:
-            here = device.describe()
-            differs = [f"{key} {self.device.get(key)!r} -> {here[key]!r}" for key in here if self.device.get(key) != here[key]]
+        here = device.describe() if not device.elsewhere else device.settings
+        found, wanted = self.device_fingerprint, device.fingerprint if not device.elsewhere else self.device_fingerprint
+        differs = [f"{key} {self.device.get(key)!r} -> {here[key]!r}" for key in here if self.device.get(key) != here[key]]
+        if found != wanted or differs:
             why = f" ({', '.join(differs)})" if differs else ""
             raise UserError(f"the table is of device {self.device_name} {found}, not of {device.name} {wanted}{why}; {mend}")
 

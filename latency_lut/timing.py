@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from latency_lut.device import LoadedModel
+from latency_lut.visits import Timed, interleaved
 
 NEIGHBOURS = 8
 ITERATIONS = 5
@@ -32,27 +32,6 @@ class Timing:
     us: float
     spread_us: float
     count: int
-
-
-def interleaved(models: Sequence[LoadedModel], rounds: int, visit_s: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Visit every model once per round, in a new order every round.
-
-    Args:
-        models: loaded models; memory bounds their number, 150 layers are a good batch.
-        rounds: visits of every model.
-        visit_s: seconds of one visit.
-        seed: of the order.
-
-    Returns:
-        Microseconds per run `(models, rounds)`, and the models in the order of each round `(rounds, models)`.
-    """
-    rng = np.random.default_rng(seed)
-    times_us = np.empty((len(models), rounds))
-    orders = np.array([rng.permutation(len(models)) for _ in range(rounds)])
-    for round_, order in enumerate(orders):
-        for index in order:
-            times_us[index, round_] = models[index].visit(visit_s)
-    return times_us, orders
 
 
 def steadied(times_us: np.ndarray, orders: np.ndarray) -> np.ndarray:
@@ -93,39 +72,42 @@ def summarize(steadied_us: np.ndarray, scale: float = 1.0) -> list[Timing]:
     return [Timing(float(m) * scale, float(s) * scale, rounds) for m, s in zip(medians, spreads, strict=True)]
 
 
-class Stopwatch:
-    """Times batches of models at the speed that the machine has in the median over all of them.
+class Speed:
+    """Brings batches of visits to the speed that the machine has in the median over all of them.
 
     Args:
-        anchors: models that are visited along with every batch.
+        anchors: how many models, the first ones, are visited in every batch.
         anchors_us: what they cost at the wanted speed, when it is known from an earlier session. Otherwise the first batch sets
             the speed at first, and `scale` says by what to multiply to get to the usual speed.
     """
 
-    def __init__(self, anchors: Sequence[LoadedModel], anchors_us: Sequence[float] | None = None) -> None:
-        self.anchors = list(anchors)
+    def __init__(self, anchors: int, anchors_us: Sequence[float] | None = None) -> None:
+        self._anchors = anchors
         self._levels_us = None if anchors_us is None else np.array(anchors_us)
         self._fixed = anchors_us is not None
         self._slowness: list[np.ndarray] = []
         self._batches_us: list[np.ndarray] = []
 
-    def time(self, models: Sequence[LoadedModel], rounds: int, visit_s: float, seed: int = 0) -> list[Timing]:
-        """Time models together with the anchors; what is returned is still to be multiplied by `scale` of the end."""
-        raw_us, orders = interleaved([*self.anchors, *models], rounds, visit_s, seed)
-        steady_us = steadied(raw_us, orders)
-        count = len(self.anchors)
+    def add(self, times_us: np.ndarray, orders: np.ndarray) -> list[Timing]:
+        """What the models of a batch cost, without its anchors; still to be multiplied by `scale` of the end.
+
+        Args:
+            times_us: `(anchors + models, rounds)` as `interleaved` returns them.
+            orders: `(rounds, anchors + models)` likewise.
+        """
+        steady_us, count = steadied(times_us, orders), self._anchors
         levels_us = np.median(steady_us[:count], axis=1)
         if self._levels_us is None:
             self._levels_us = levels_us
         ratio = float(np.median(levels_us / self._levels_us)) if count else 1.0
-        self._slowness.append(np.log(raw_us[:count] / self._levels_us[:, None]).reshape(-1))
+        self._slowness.append(np.log(times_us[:count] / self._levels_us[:, None]).reshape(-1))
         self._batches_us.append(steady_us[:count] / ratio)
         return summarize(steady_us[count:], 1.0 / ratio)
 
     @property
     def speed(self) -> float:
         """How fast the machine was in the median against the wanted speed: 0.8 is a machine slowed down to 80 %."""
-        return float(np.exp(-np.median(np.concatenate(self._slowness)))) if self._slowness and self.anchors else 1.0
+        return float(np.exp(-np.median(np.concatenate(self._slowness)))) if self._slowness and self._anchors else 1.0
 
     @property
     def scale(self) -> float:
@@ -135,3 +117,20 @@ class Stopwatch:
     def anchor_timings(self) -> list[Timing]:
         """What the anchors themselves cost, over all batches."""
         return summarize(np.concatenate(self._batches_us, axis=1)) if self._batches_us else []
+
+
+class Stopwatch(Speed):
+    """Times batches of models at the speed that the machine has in the median over all of them.
+
+    Args:
+        anchors: models that are visited along with every batch.
+        anchors_us: as in `Speed`.
+    """
+
+    def __init__(self, anchors: Sequence[Timed], anchors_us: Sequence[float] | None = None) -> None:
+        super().__init__(len(anchors), anchors_us)
+        self.anchors = list(anchors)
+
+    def time(self, models: Sequence[Timed], rounds: int, visit_s: float, seed: int = 0) -> list[Timing]:
+        """Time models together with the anchors; what is returned is still to be multiplied by `scale` of the end."""
+        return self.add(*interleaved([*self.anchors, *models], rounds, visit_s, seed))

@@ -1,6 +1,6 @@
 """The runtime onnxruntime on this machine: loading, running and timing models.
 
-Winners run with the options of `session_options`, and so does everything that is timed here.
+Winners run with the options of `latency_lut.ort_session.session_options`, and so does everything that is timed here.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,13 +17,13 @@ import onnxruntime as ort
 
 from latency_lut.device import Borders, Device
 from latency_lut.lowerings.transformer import exchanges_rows
-from latency_lut.timing import interleaved, steadied
+from latency_lut.ort_session import Session, random_feeds, session_options
+from latency_lut.timing import steadied
+from latency_lut.visits import interleaved
 from spaces.errors import UserError
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT_BITS
 from spaces.sparsity import GROUP_BLOCKS, kept_inputs
-
-_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int64)": np.int64}
 
 # Of the profile of a kernel: bytes requested and not given back, by how much this kernel changed them, the same rounded to the
 # arena's chunks, and the most of those so far.
@@ -41,67 +40,19 @@ def providers() -> list[str]:
     return list(ort.get_available_providers())
 
 
+def providers_elsewhere() -> list[str]:
+    """All that onnxruntime knows."""
+    return list(ort.get_all_providers())
+
+
 def describe(device: Device) -> dict[str, str]:
     """Nothing more than what every device says."""
     return {}
 
 
-def session_options(device: Device) -> ort.SessionOptions:
-    """The options under which models are timed and deployed: all optimizations, the device's threads."""
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = device.threads
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    return options
-
-
-class Session:
-    """One loaded model. Its inputs are bound to random data of the declared types and shapes.
-
-    Args:
-        model: a serialized ONNX model with fixed shapes.
-        device: says provider and threads.
-    """
-
-    def __init__(self, model: bytes, device: Device) -> None:
-        self._session = ort.InferenceSession(model, session_options(device), providers=[device.provider])
-        self._binding = self._session.io_binding()
-        for name, data in _random_feeds(self._session).items():
-            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(data))
-        self._binding.bind_output(self._session.get_outputs()[0].name)
-
-    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The first output for the given inputs, by name."""
-        return np.asarray(self._session.run(None, dict(feeds))[0])
-
-    def visit(self, seconds: float) -> float:
-        """Median microseconds of one run, from runs during about `seconds` (at least three) after one that warms up."""
-        run, binding, clock = self._session.run_with_iobinding, self._binding, time.perf_counter
-        run(binding)
-        durations = []
-        end = clock() + seconds
-        while True:
-            begin = clock()
-            run(binding)
-            now = clock()
-            durations.append(now - begin)
-            if now > end and len(durations) >= 3:
-                return float(np.median(durations)) * 1e6
-
-
-def _random_feeds(session: ort.InferenceSession) -> dict[str, np.ndarray]:
-    rng, feeds = np.random.default_rng(0), {}
-    for declared in session.get_inputs():
-        dtype = _NUMPY_TYPES[declared.type]
-        integer = np.issubdtype(dtype, np.integer)
-        data = rng.integers(0, 127, declared.shape) if integer else rng.standard_normal(declared.shape)
-        feeds[declared.name] = data.astype(dtype)
-    return feeds
-
-
 def load(model: bytes, device: Device) -> Session:
     """A serialized ONNX model, made ready to run."""
-    return Session(model, device)
+    return Session(model, device.provider, device.threads)
 
 
 def time_interleaved(
@@ -125,7 +76,7 @@ def time_interleaved(
 
 def optimized_operators(model: bytes, device: Device) -> list[str]:
     """Operator types of the graph that onnxruntime really runs, in its order."""
-    options = session_options(device)
+    options = session_options(device.threads)
     handle, path = tempfile.mkstemp(suffix=".onnx")
     os.close(handle)
     try:
@@ -151,11 +102,11 @@ def peak_bytes(model: bytes, device: Device) -> int:
     Raises:
         UserError: the installed onnxruntime does not tell.
     """
-    options = session_options(device)
+    options = session_options(device.threads)
     with tempfile.TemporaryDirectory() as folder:
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "run")
         session = ort.InferenceSession(model, options, providers=[device.provider])
-        feeds = _random_feeds(session)
+        feeds = random_feeds(session)
         for _ in range(2):
             session.run(None, feeds)
         events = json.loads(Path(session.end_profiling()).read_bytes())

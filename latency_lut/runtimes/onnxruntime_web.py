@@ -38,6 +38,11 @@ def providers() -> list[str]:
     return list(_CHANNELS)
 
 
+def providers_elsewhere() -> list[str]:
+    """`wasm-browser`: the browser in which a page is opened."""
+    return ["wasm-browser"]
+
+
 def describe(device: Device) -> dict[str, str]:
     """The program that runs the WebAssembly, with its version.
 

@@ -41,6 +41,11 @@ def providers() -> list[str]:
     return [place + ending for place in places for ending in ("", "-bf16", "-fp16")]
 
 
+def providers_elsewhere() -> list[str]:
+    """None yet: programs of torch cannot be sent elsewhere."""
+    return []
+
+
 def describe(device: Device) -> dict[str, str | int]:
     """The kind of model, and of a GPU its name, compute capability and libraries.
 

@@ -11,7 +11,8 @@ from latency_lut.device import Device
 from latency_lut.lowering import applicable
 from latency_lut.network import build_layer, random_weights
 from latency_lut.runtimes import onnxruntime as runtime
-from latency_lut.timing import Stopwatch, interleaved, steadied, summarize
+from latency_lut.timing import Stopwatch, steadied, summarize
+from latency_lut.visits import interleaved
 from spaces.layers import LayerSpec
 from spaces.mobile import MobileSpace
 

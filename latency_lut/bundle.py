@@ -1,0 +1,162 @@
+"""Bundles: everything that a device elsewhere needs to be measured, in one zip file.
+
+It holds the models, a manifest with checksums and a runner of one file. The models are those that a profile would measure here,
+except that whole networks get lowerings by chance: which ones are fastest there is not known yet. The same input gives the same
+bytes.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import io
+import zipfile
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+from latency_lut.device import Device
+from latency_lut.manifest import KINDS, Manifest, Protocol, Stored
+from latency_lut.models import build_layer
+from latency_lut.network import random_weights
+from latency_lut.profile import BATCH_NETWORKS, BATCH_PAIRS, check_numbers, draw_graded, draw_networks, pairs_of
+from latency_lut.runner import MANIFEST
+from latency_lut.session import NETWORK_ROUNDS, NETWORK_VISIT_S, anchors_of, build_random
+from latency_lut.table import LatencyTable
+from spaces.errors import UserError
+from spaces.files import write_atomically
+from spaces.space import Space
+
+RUNNER, START = "runner.py", "__main__.py"
+STARTS_RUNNER = b"import sys\n\nimport runner\n\nsys.exit(runner.main())\n"  # python BUNDLE.zip
+RUNNER_MODULES = ("machine", "ort_session", "visits", "runner")  # in one file, the last one's docstring first
+EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file, so that the same files give the same bytes
+
+Progress = Callable[[int, int], None]
+
+
+def write_bundle(
+    space: Space,
+    device: Device,
+    table: Path,
+    path: Path,
+    *,
+    seed: int = 0,
+    max_pairs: int = 2800,
+    networks: int = 40,
+    rounds: int = 12,
+    visit_s: float = 0.0006,
+    on_progress: Progress = lambda done, total: None,
+) -> Manifest:
+    """Write what is to be measured on a device elsewhere.
+
+    Args:
+        space: what can be built.
+        device: for which device.
+        table: the device's table; when it is there, only what is missing in it comes into the bundle.
+        path: of the zip file.
+        seed: decides which pairs and networks are measured.
+        max_pairs: as in `latency_lut.profile.profile`, like all that follow.
+        on_progress: called with how many models are made, and of how many.
+
+    Raises:
+        UserError: a number is out of range, nothing is missing, the table is of another space or device, the runtime has no
+            runner, or the file cannot be written.
+    """
+    check_numbers(seed, max_pairs, networks, rounds, visit_s)
+    manifest = plan(space, device, table, seed, max_pairs, networks, rounds, visit_s)
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
+        total = len(manifest.pairs) + len(manifest.networks)
+        for done, (name, model) in enumerate(_models(manifest, space, device)):
+            on_progress(done, total)
+            manifest.models[name] = _add(archive, f"models/{name}.onnx", model)
+        for name, data in _runner_files(device):
+            manifest.files[name] = _add(archive, name, data)
+        _add(archive, MANIFEST, manifest.to_json().encode())
+    on_progress(total, total)
+    write_atomically(path, content.getvalue())
+    return manifest
+
+
+def plan(
+    space: Space, device: Device, path: Path, seed: int, max_pairs: int, networks: int, rounds: int, visit_s: float
+) -> Manifest:
+    """What is missing in a device's table, without the models."""
+    table = LatencyTable.load(path) if path.exists() else LatencyTable.empty(space, device)
+    if path.exists():
+        table.check(space, device)
+    wanted, _ = pairs_of(space, np.random.default_rng(seed), max_pairs, description=table.device)
+    anchors = table.anchors or anchors_of(wanted)
+    pairs = [*anchors, *(pair for pair in wanted if pair not in table.entries and pair not in anchors)]
+    timed = sum(network.source == "random" for network in table.networks)
+    drawn = [(network, "random") for network in draw_networks(space, table, seed, networks)[timed:]]
+    if drawn and not any(network.source == "graded" for network in table.networks):
+        drawn += [(network, "graded") for network in draw_graded(space, table, seed)]
+    if len(pairs) == len(table.anchors) and not drawn:
+        mend = "ask for more with max_pairs or networks, or delete it to measure anew"
+        raise UserError(f"table {path} has everything that is asked for; {mend}")
+    protocols = Protocol(rounds, float(visit_s), BATCH_PAIRS), Protocol(NETWORK_ROUNDS, NETWORK_VISIT_S, BATCH_NETWORKS)
+    named = {f"p{index:05}": pair for index, pair in enumerate(pairs)}
+    return Manifest(
+        space.name,
+        space.fingerprint,
+        {"name": device.name, **device.settings},
+        seed,
+        max_pairs,
+        dict(zip(KINDS, protocols, strict=True)),
+        tuple(named)[: len(anchors)],
+        named,
+        {f"n{index:05}": network for index, network in enumerate(drawn)},
+    )
+
+
+def _models(manifest: Manifest, space: Space, device: Device) -> Iterator[tuple[str, bytes]]:
+    for index, (name, (spec, lowering)) in enumerate(manifest.pairs.items()):
+        rng = np.random.default_rng([manifest.seed, 2, index])
+        yield name, build_layer(spec, lowering, random_weights(spec, rng), device.batch)
+    for index, (name, ((architecture, lowerings), _)) in enumerate(manifest.networks.items()):
+        rng = np.random.default_rng([manifest.seed, 4, index])
+        yield name, build_random(space.network(architecture), lowerings, rng, device)
+
+
+def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> Stored:
+    info = zipfile.ZipInfo(name, EPOCH)
+    info.compress_type = zipfile.ZIP_DEFLATED
+    info.external_attr = 0o100644 << 16
+    archive.writestr(info, data)
+    return Stored(len(data), hashlib.sha256(data).hexdigest())
+
+
+def _runner_files(device: Device) -> Iterable[tuple[str, bytes]]:
+    if device.runtime != "onnxruntime":
+        raise UserError(f"device {device.name}: no bundle for runtime {device.runtime}; allowed is onnxruntime")
+    yield from ((RUNNER, runner_source().encode()), (START, STARTS_RUNNER))
+
+
+def runner_source() -> str:
+    """`latency_lut.runner` and the modules that it imports from here, as one file."""
+    folder = Path(__file__).resolve().parent
+    docstring, imports, bodies = "", set(), []
+    names: dict[str, set[str]] = defaultdict(set)
+    for module in RUNNER_MODULES:
+        source = (folder / f"{module}.py").read_text(encoding="utf-8")
+        lines, tree = source.splitlines(), ast.parse(source)
+        docstring = "\n".join(lines[: tree.body[0].end_lineno])
+        statements = [node for node in tree.body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        for node in statements:
+            if isinstance(node, ast.Import):
+                imports.add(ast.unparse(node))
+            else:
+                names[str(node.module)] |= {alias.name for alias in node.names}
+        body = "\n".join(lines[statements[-1].end_lineno :]).strip()
+        bodies.append(f"# -- latency_lut/{module}.py {'-' * (100 - len(module))}\n\n{body}\n")
+    imports |= {
+        f"from {module} import {', '.join(sorted(found))}"
+        for module, found in names.items()
+        if module != "__future__" and module.partition(".")[0] != "latency_lut"
+    }
+    head = f"{docstring}\n\nfrom __future__ import annotations\n\n" + "\n".join(sorted(imports))
+    return head + "\n\n" + "\n\n".join(bodies)

@@ -1,0 +1,69 @@
+"""One model in onnxruntime: loaded with the options that ship, run and timed.
+
+Needs numpy and onnxruntime only: it is part of a bundle's runner, which works where Netwright is not installed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import numpy as np
+import onnxruntime as ort
+
+_NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int64)": np.int64}
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """The options under which models are timed and deployed: all optimizations, so many threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    return options
+
+
+class Session:
+    """One loaded model. Its inputs are bound to random data of the declared types and shapes.
+
+    Args:
+        model: a serialized ONNX model with fixed shapes.
+        provider: onnxruntime's execution provider.
+        threads: of one run.
+    """
+
+    def __init__(self, model: bytes, provider: str, threads: int) -> None:
+        self._session = ort.InferenceSession(model, session_options(threads), providers=[provider])
+        self._binding = self._session.io_binding()
+        for name, data in random_feeds(self._session).items():
+            self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(data))
+        self._binding.bind_output(self._session.get_outputs()[0].name)
+
+    def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
+        """The first output for the given inputs, by name."""
+        return np.asarray(self._session.run(None, dict(feeds))[0])
+
+    def visit(self, seconds: float) -> float:
+        """Median microseconds of one run, from runs during about `seconds` (at least three) after one that warms up."""
+        run, binding, clock = self._session.run_with_iobinding, self._binding, time.perf_counter
+        run(binding)
+        durations = []
+        end = clock() + seconds
+        while True:
+            begin = clock()
+            run(binding)
+            now = clock()
+            durations.append(now - begin)
+            if now > end and len(durations) >= 3:
+                return float(np.median(durations)) * 1e6
+
+
+def random_feeds(session: ort.InferenceSession) -> dict[str, np.ndarray]:
+    """An input of the declared type and shape for each that a model has, by name."""
+    rng, feeds = np.random.default_rng(0), {}
+    for declared in session.get_inputs():
+        dtype = _NUMPY_TYPES[declared.type]
+        integer = np.issubdtype(dtype, np.integer)
+        data = rng.integers(0, 127, declared.shape) if integer else rng.standard_normal(declared.shape)
+        feeds[declared.name] = data.astype(dtype)
+    return feeds
