@@ -9,10 +9,10 @@ FOLDER has `train.parquet` and `test.parquet` (CIFAR-10 in the usual Parquet lay
 
 JSON with the figures of every strategy on the last line.
 
-Every training strategy trains a supernet of its own for as many epochs as take the arithmetic that the default one takes in
-`epochs`; multiply-accumulates are counted, not seconds. It is searched by `python -m search` with as many evaluations as take
-the arithmetic of the gradient strategies, which search in the default strategy's supernet. What a strategy is judged by is in
-`strategies_phases.py`, how it is shown in `strategies_report.py`. Each phase is a process of its own, so its memory is known.
+Every training strategy trains a supernet of its own for as many epochs as take the arithmetic of `epochs` of the plain sandwich
+rule (`bignas`); multiply-accumulates are counted, not seconds. It is searched by `python -m search` with as many evaluations as
+take the arithmetic of the gradient strategies, which search in the default strategy's supernet. `strategies_phases.py` has what
+they are judged by, `strategies_report.py` how it is shown. Each phase is a process of its own, so its memory is known.
 """
 
 from __future__ import annotations

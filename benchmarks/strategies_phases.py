@@ -1,8 +1,8 @@
 """What `strategies_cifar10` measures: networks trained alone, inherited and finished accuracy, latency of the fronts.
 
 All accuracies are of test images that no search has seen. The networks that are trained alone are the same for all strategies
-and were drawn before any of them: spread over the sizes of the space. They are trained as the default strategy's supernet is
-(optimizer, schedule, augmentation, passes), on the labels, with the better of several learning rates.
+and were drawn before any of them: spread over the sizes of the space. They are trained as supernets are (optimizer, schedule,
+augmentation), on the labels, with the best of several learning rates, and for as many epochs as the plain sandwich rule.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ from spaces.space import Space
 from spaces.supernet import Supernet
 
 DEFAULT = "sandwich"
-TRAINING = ("sandwich", "sorted", "progressive", "uniform")
+PLAIN = "bignas"  # the sandwich rule in every step, as published; its epochs are what other strategies' are made equal to
+TRAINING = ("sandwich", "bignas", "sorted", "progressive", "uniform")
 GRADIENT = ("tangle", "proxyless", "dass", "quantnas", "once_for_both")
 DRY_STEPS = 64
 ALONE_PARTS = 2  # processes that share the networks trained alone
@@ -94,7 +95,7 @@ class Bench:
             f"data.limit={'null' if self.rows is None else self.rows}",
             "data.resolutions=[32]",
             "device=[x86]",
-            f"supernet={strategy if strategy in TRAINING else DEFAULT}",
+            *supernet_overrides(strategy),
             f"seed={self.seed}",
             f"threads={'null' if self.threads is None else self.threads}",
             *self.search,
@@ -133,9 +134,9 @@ class Bench:
         return plan
 
     def epochs_of(self, strategy: str, length: float = 1.0) -> int:
-        """Epochs of a training strategy that take the arithmetic of the default one's."""
+        """Epochs of a training strategy that take the arithmetic of `epochs` of the plain sandwich rule."""
         per_image = self.plan["macs_per_image"]
-        return max(1, round(self.epochs * length * float(per_image[DEFAULT] / per_image[strategy])))
+        return max(1, round(self.epochs * length * float(per_image[PLAIN] / per_image[strategy])))
 
     @property
     def evaluations(self) -> tuple[int, int]:
@@ -149,13 +150,13 @@ class Bench:
         """Passes of a network trained alone.
 
         Args:
-            length: a share of the default strategy's epochs, or `equal`: the networks together take the arithmetic of a
+            length: a share of `epochs`, or `equal`: the networks together take the arithmetic of a
                 supernet of which as many networks are finished.
             share: of the supernet's arithmetic for each that is finished.
         """
         if length != "equal":
-            return self.epochs_of(DEFAULT, float(length))
-        total: float = self.epochs_of(DEFAULT) * self.plan["macs_per_image"][DEFAULT] * (1.0 + self.networks * share)
+            return self.epochs_of(PLAIN, float(length))
+        total: float = self.epochs * self.plan["macs_per_image"][PLAIN] * (1.0 + self.networks * share)
         return max(1, round(total / float(MACS_PER_TRAINING * self.plan["macs"]["networks"])))
 
     # -- phases ---------------------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ class Bench:
         """Accuracy of the networks with the supernet's weights, and after finishing where the supernet had its full length."""
         job = self.job(strategy)
         evaluator, supernet = self.evaluator(job), job.supernet
-        share = job.finish.share * self.epochs_of(DEFAULT) * self.plan["macs_per_image"][DEFAULT] * job.train_images
+        share = job.finish.share * self.epochs * self.plan["macs_per_image"][PLAIN] * job.train_images
         teacher = RememberingTeacher(evaluator.plain(supernet, job.space.largest()))
 
         def inherited(a: Architecture) -> Any:
@@ -263,6 +264,13 @@ class Bench:
         path = self.result_path(name)
         if not path.exists():
             write_atomically(path, json.dumps(make()))
+
+
+def supernet_overrides(strategy: str) -> list[str]:
+    """Which supernet a strategy trains, or searches in."""
+    if strategy == PLAIN:
+        return ["supernet=sandwich", "supernet.strategy.every=1", "supernet.strategy.random_networks=2"]
+    return [f"supernet={strategy if strategy in TRAINING else DEFAULT}"]
 
 
 def reference_networks(space: Space, count: int, seed: int) -> list[Architecture]:

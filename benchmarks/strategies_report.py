@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from benchmarks.strategies_phases import DEFAULT, GRADIENT, TRAINING, Bench
+from benchmarks.strategies_phases import DEFAULT, GRADIENT, PLAIN, TRAINING, Bench
 from search.objectives import hypervolume
 from spaces.files import write_atomically
 
@@ -110,7 +110,7 @@ def curve(bench: Bench) -> dict[int, float]:
     for length in (*bench.lengths, 1.0):
         name = DEFAULT if length == 1.0 else f"{DEFAULT}@{length}"
         alone, inherited = accuracies(bench, f"alone-{length}"), accuracies(bench, f"inherited-{name}")
-        points[bench.epochs_of(DEFAULT, length)] = 100.0 * float(np.mean(alone) - np.mean(inherited))
+        points[bench.alone_epochs(str(length), 0.0)] = 100.0 * float(np.mean(alone) - np.mean(inherited))
     return points
 
 
@@ -140,20 +140,25 @@ def tables(result: Mapping[str, Any]) -> str:
     rows, pays_, by_epochs = result["strategies"], result["supernet_pays"], result["gap_points_by_epochs"]
     budgets = list(next(iter(rows.values()))["accuracy_at_budget"])
     head = ["strategy", "hypervolume", *(f"accuracy within {b}" for b in budgets), "tau", "gap", "gap finished"]
-    head += ["training, TMAC", "training, s", "search, s", "memory, MiB"]
+    head += ["epochs", "training, TMAC", "training, s", "search, s", "memory, MiB"]
     body = []
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["hypervolume"]):
         at_budget = [shown(row["accuracy_at_budget"][b], "{:.1%}") for b in budgets]
         gaps = [f"{row['tau']:.2f}", f"{row['gap_points']:+.1f}", f"{row['gap_finished_points']:+.1f}"]
         own = gaps if row["weights"] == name else ["as " + row["weights"], "", ""]
-        costs = [f"{row['train_macs'] / 1e12:.2f}", f"{row['train_s']:.0f}", shown(row["search_s"], "{:.0f}")]
+        costs = [
+            str(row["train_epochs"]),
+            f"{row['train_macs'] / 1e12:.3f}",
+            f"{row['train_s']:.0f}",
+            shown(row["search_s"], "{:.0f}"),
+        ]
         body.append([f"`{name}`", f"{row['hypervolume']:.3f}", *at_budget, *own, *costs, f"{row['peak_mib']:.0f}"])
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
-    size = f"{result['rows'] or 'all'} rows of the training file, {result['epochs']} epochs of `{DEFAULT}`"
+    size = f"{result['rows'] or 'all'} rows of the training file, the arithmetic of {result['epochs']} epochs of `{PLAIN}`"
     described = "; ".join(f"{key} {value}" for key, value in result["machine"].items())
     lines += ["", f"Setting `{result['setting']}`: {size}. {described}.", "", *paid(pays_)]
     by_length = ", ".join(f"{epochs}: {gap:+.1f}" for epochs, gap in by_epochs.items())
-    lines += ["", f"Gap without any retraining, in points, by epochs of both sides: {by_length}."]
+    lines += ["", f"Gap without any retraining, in points, by epochs of the networks trained alone: {by_length}."]
     return "\n".join(lines) + "\n"
 
 
@@ -165,7 +170,7 @@ def paid(pays_: Mapping[str, Any]) -> list[str]:
         f"(inherited {pays_['accuracy_inherited']:.1%}), {total:.3f} TMAC in all.",
         f"The same networks trained alone for {pays_['epochs_alone_equal']} epochs: {pays_['accuracy_alone_equal']:.1%}, "
         f"{alone:.3f} TMAC in all; {pays_['networks_better']} of the {pays_['networks']} are better out of the supernet.",
-        f"Trained alone for as many epochs as the supernet: {pays_['accuracy_alone_same_epochs']:.1%}.",
+        f"Trained alone for as many epochs as `{PLAIN}`: {pays_['accuracy_alone_same_epochs']:.1%}.",
     ]
 
 
