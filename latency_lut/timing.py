@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from latency_lut.alone import alone_on_this_machine
 from latency_lut.visits import Timed, interleaved
 
 NEIGHBOURS = 8
@@ -133,4 +134,6 @@ class Stopwatch(Speed):
 
     def time(self, models: Sequence[Timed], rounds: int, visit_s: float, seed: int = 0) -> list[Timing]:
         """Time models together with the anchors; what is returned is still to be multiplied by `scale` of the end."""
-        return self.add(*interleaved([*self.anchors, *models], rounds, visit_s, seed))
+        with alone_on_this_machine():
+            times_us, orders = interleaved([*self.anchors, *models], rounds, visit_s, seed)
+        return self.add(times_us, orders)

@@ -382,15 +382,15 @@ class Job:
 
         return SharedStudy(str(self.storage), self.evaluations_key, measure, self.progress.say)
 
-    def serve_one(self) -> bool:
-        """Evaluate one network for the process that holds the run; returns whether there was one to do."""
+    def serve_some(self) -> bool:
+        """Evaluate some networks for the process that holds the run; returns whether there were any to do."""
         if self.storage is None:
             return False
         self.run.reload()
         supernet = self.run.record("supernet")
         if supernet is None or not supernet.done or supernet.fingerprint != self.fingerprint("supernet"):
             return False
-        return self.shared_study.serve_one()
+        return self.shared_study.serve_some() > 0
 
     def close(self) -> None:
         """Give back what evaluates networks, and keep the proxies' scores, where they were needed."""

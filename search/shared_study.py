@@ -39,6 +39,7 @@ from spaces.errors import UserError
 HEARTBEAT_S = 5
 GRACE_S = 60
 POLL_S = 0.5
+KEPT = 16
 PATIENCE_S = 600.0
 ATTEMPTS = 5
 ALIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
@@ -93,6 +94,8 @@ class SharedStudy(Workers):
         self.study = self._insist(self._join)
         self._id = self.study._study_id
         self._swept = 0.0
+        self._random = random.Random(os.getpid())
+        self._kept: list[tuple[FrozenTrial, int]] = []
 
     def _connect(self) -> RDBStorage:
         return RDBStorage(
@@ -114,7 +117,7 @@ class SharedStudy(Workers):
     def evaluate(self, architectures: Sequence[Architecture]) -> Iterator[tuple[Architecture, Evaluation]]:
         open_ = {a.to_json(): a for a in architectures}
         while open_:
-            states = self._by_architecture()
+            states = self._look()
             for text in [text for text in open_ if text in states]:
                 done = next((t for t in states[text] if t.state == TrialState.COMPLETE), None)
                 if done is not None:
@@ -123,16 +126,23 @@ class SharedStudy(Workers):
             for text in missing:
                 self._complain(states.get(text, []))
             self._ask(missing)
-            if open_ and not missing and not self.serve_one():
+            if open_ and not missing and not self._serve_kept():
                 time.sleep(POLL_S)
 
-    def _by_architecture(self) -> dict[str, list[FrozenTrial]]:
-        """Trials by their architecture, without those that were left to another trial of the same network."""
+    def _look(self) -> dict[str, list[FrozenTrial]]:
+        """Trials by their architecture, without those left to another trial of the same network; keeps some that wait.
+
+        Reading the study costs more the more trials wait, so a worker takes several from one look. It keeps few, and at
+        random: of many kept by several workers most would be taken when it comes to them.
+        """
         self._fail_stale()
         states: dict[str, list[FrozenTrial]] = {}
         for trial in self._insist(lambda: self.study.get_trials(deepcopy=False)):
             if "same_as" not in trial.user_attrs:
                 states.setdefault(str(trial.user_attrs.get("architecture")), []).append(trial)
+        waiting = [(trial, of) for of in states.values() for trial in of if trial.state == TrialState.WAITING]
+        kept = self._random.sample(waiting, min(KEPT, math.ceil(len(waiting) / 4)))
+        self._kept = [(trial, next(t.number for t in of if t.state in ALIVE)) for trial, of in kept]
         return states
 
     def _complain(self, failed: Sequence[FrozenTrial]) -> None:
@@ -150,16 +160,19 @@ class SharedStudy(Workers):
 
     # -- working --------------------------------------------------------------------------------------------------------------
 
-    def serve_one(self) -> bool:
-        """Evaluate one waiting trial; returns whether there was one."""
-        self._fail_stale()
-        waiting = self._insist(lambda: self.study.get_trials(deepcopy=False, states=(TrialState.WAITING,)))
-        random.Random(os.getpid()).shuffle(waiting)  # workers that begin at different ends seldom reach for the same
-        for trial in waiting:
+    def serve_some(self) -> int:
+        """Evaluate waiting trials for about half a second, at least one if there are any; returns how many."""
+        self._look()
+        return self._serve_kept()
+
+    def _serve_kept(self) -> int:
+        served, end = 0, time.monotonic() + POLL_S
+        while self._kept and (not served or time.monotonic() < end):
+            trial, first = self._kept.pop()
             if self._insist(lambda trial=trial: self._take(trial)):  # type: ignore[misc]
-                self._work_on(trial)
-                return True
-        return False
+                self._work_on(trial, first)
+                served += 1
+        return served
 
     def _take(self, trial: FrozenTrial) -> bool:
         # The beat comes first: a trial that runs without one would never be called stale.
@@ -169,15 +182,14 @@ class SharedStudy(Workers):
         except UpdateFinishedTrialError:
             return False
 
-    def _work_on(self, trial: FrozenTrial) -> None:
-        text, number = str(trial.user_attrs["architecture"]), trial.number
-        earlier = [t for t in self._by_architecture().get(text, []) if t.number < number and t.state in ALIVE]
+    def _work_on(self, trial: FrozenTrial, first: int) -> None:
+        """Evaluate a trial that was taken; `first` is the lowest number of a trial of the same network that has not failed."""
         with self._beating(trial._trial_id):
-            if earlier:
-                self._finish(trial, TrialState.FAIL, {"same_as": earlier[0].number})
+            if first < trial.number:
+                self._finish(trial, TrialState.FAIL, {"same_as": first})
                 return
             try:
-                measured = self.measure(Architecture.from_json(text))
+                measured = self.measure(Architecture.from_json(str(trial.user_attrs["architecture"])))
             except Exception as error:
                 self._finish(trial, TrialState.FAIL, {"error": f"{type(error).__name__}: {error}"[:500]})
                 raise

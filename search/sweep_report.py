@@ -33,6 +33,7 @@ from spaces.files import write_atomically
 PAGE = "report.html"
 COLOURS = (BLUE, ORANGE, GREEN, RED, PINK, SKY, INK)
 SEED = "seed"
+FAR = 2.0  # times the slowest winner: a budget beyond would only press the winners into a corner; the text above names it
 
 
 @dataclass(frozen=True)
@@ -170,12 +171,13 @@ def front(of_device: Sequence[tuple[Told, Summary]], device: str) -> go.Figure |
     if not groups:
         return None
     figure = figure_of(520, "latency (µs)", "test accuracy in the runtime")
-    lines = budgets(of_device, device)
     latencies = [w["measured_us"] for runs in groups.values() for _, winners in runs for w in winners]
+    slowest = max(latencies)
+    lines = [(text, bound) for text, bound in budgets(of_device, device) if bound <= FAR * slowest]
     latencies += [bound for _, bound in lines]
     for colour, (group, runs) in zip(cycle(COLOURS), groups.items(), strict=False):
         steps = [pareto((w["measured_us"], w["accuracy_runtime"]) for w in winners) for _, winners in runs]
-        xs, low, high = spread_of(steps, max(latencies))
+        xs, low, high = spread_of(steps, slowest)
         style = {"shape": "hv", "color": colour, "width": 0}
         if len(steps) > 1 and xs:
             figure.add_scatter(x=xs, y=low, mode="lines", line=style, hoverinfo="skip", showlegend=False)

@@ -15,6 +15,7 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from latency_lut.alone import alone_on_this_machine
 from latency_lut.device import Borders, Device
 from latency_lut.lowerings.transformer import exchanges_rows
 from latency_lut.ort_session import Session, random_feeds, session_options
@@ -71,7 +72,9 @@ def time_interleaved(
         `(models, rounds)` microseconds per run, without the machine's momentary slowness; the median of a row is the latency.
     """
     loaded = [load(model, device) if isinstance(model, bytes) else model for model in models]
-    return steadied(*interleaved(loaded, rounds, visit_s, seed))
+    with alone_on_this_machine():
+        times_us, orders = interleaved(loaded, rounds, visit_s, seed)
+    return steadied(times_us, orders)
 
 
 def optimized_operators(model: bytes, device: Device) -> list[str]:

@@ -33,7 +33,7 @@ def main(url: str, key: str, folder: str, seconds: str, count: str = "0") -> Non
         print(json.dumps([[a["number"], e.accuracy, e.loss] for a, e in study.evaluate(asked)]), flush=True)
         return
     while True:
-        if not study.serve_one():
+        if not study.serve_some():
             time.sleep(0.05)
 
 

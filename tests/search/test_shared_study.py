@@ -70,8 +70,9 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 
 def test_a_killed_worker_and_a_restarted_database_lose_nothing(server: Any, start: Any, tmp_path: Path) -> None:
-    leader = start(server.url, 0.03, "200")
     helpers = [start(server.url, 0.03) for _ in range(3)]
+    assert [helper.stdout.readline() for helper in helpers] == ["ready\n"] * 3
+    leader = start(server.url, 0.03, "200")
     done = tmp_path / "done"
     until(lambda: len(list(done.iterdir())) == 4 and evaluated(tmp_path).total() > 60)
     os.kill(helpers[0].pid, signal.SIGKILL)
@@ -148,9 +149,7 @@ def test_of_another_supernet_nothing_is_known(shared: Open) -> None:
 def test_a_network_asked_for_by_two_is_evaluated_once(shared: Open) -> None:
     study = shared(lambda a: Evaluation(0.5, 1.0))
     study._ask([numbered(1)[0].to_json()] * 2)
-    assert study.serve_one()
-    assert study.serve_one()
-    assert not study.serve_one()
+    assert [study.serve_some() for _ in range(3)] == [1, 1, 0]
     states = Counter(trial.state for trial in study.study.trials)
     assert states == {TrialState.COMPLETE: 1, TrialState.FAIL: 1}
     assert dict(study.evaluate(numbered(1))) == {numbered(1)[0]: Evaluation(0.5, 1.0)}
