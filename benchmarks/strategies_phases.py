@@ -75,7 +75,7 @@ class Bench:
     epochs: int
     lengths: Sequence[float]
     networks: int
-    alone_learning_rate: float
+    learning_rate: float
     members: Sequence[float]
     member_epochs: int
     timed: int
@@ -96,6 +96,7 @@ class Bench:
             "data.resolutions=[32]",
             "device=[x86]",
             *supernet_overrides(strategy),
+            f"supernet.learning_rate={self.learning_rate}",
             f"seed={self.seed}",
             f"threads={'null' if self.threads is None else self.threads}",
             *self.search,
@@ -189,7 +190,7 @@ class Bench:
     def _train_alone(self, job: Job, evaluator: Evaluator, architecture: Architecture, epochs: int, length: str) -> Any:
         torch.manual_seed(self.seed)
         supernet = Supernet(job.space, job.estimators)
-        given = {"learning_rate": self.alone_learning_rate, "epochs": epochs, "curve_points": 0}
+        given = {"learning_rate": self.learning_rate, "epochs": epochs, "curve_points": 0}
         training = job.training(supernet=supernet, strategy=Alone(architecture), seed=self.seed, evaluator=evaluator, **given)
         train(training, job.ready_data, Path(self.work) / "alone" / length / architecture_key(architecture))
         return {"accuracy": evaluator.evaluate(supernet, architecture).accuracy, "macs": training.macs_done, "epochs": epochs}
