@@ -125,6 +125,7 @@ class Schedule:
     def waves(self) -> list[list[tuple[str, list[str]]]]:
         """Phases with their commands; those of a wave do not depend on each other."""
         bench, gradient = self.bench, [s for s in GRADIENT if s in self.options.strategies]
+        timing = "timing:" + "+".join((*self.training, *gradient))
         shorter = [f"{DEFAULT}@{length}" for length in bench.lengths]
         alone = [f"alone:{length}:{part}" for length in ("1.0", "equal", *bench.lengths) for part in range(ALONE_PARTS)]
         return [
@@ -137,7 +138,7 @@ class Schedule:
                 (f"search:{s}", bench.search_command(s, ["space", "tables", "supernet", "predictors", "relax"]))
                 for s in gradient
             ],
-            [("timing", self.own("timing:" + "+".join((*self.training, *gradient))))],
+            [(timing, self.own(timing))],
         ]
 
     def own(self, phase: str) -> list[str]:

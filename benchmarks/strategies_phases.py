@@ -99,7 +99,6 @@ class Bench:
             f"supernet.learning_rate={self.learning_rate}",
             f"seed={self.seed}",
             f"threads={'null' if self.threads is None else self.threads}",
-            *self.search,
         ]
 
     def overrides(self, strategy: str) -> list[str]:
@@ -112,7 +111,7 @@ class Bench:
             given += [f"relaxation.cost_weights=[{','.join(map(str, self.members))}]"]
         first, later = self.evaluations
         given += [f"evaluation.initial={first}", f"evaluation.held_out={first // 4}", f"study.evaluations={later}"]
-        return [*given, "study.rounds=2", "study.candidates=2000"]
+        return [*given, "study.rounds=2", "study.candidates=2000", *self.search]
 
     def search_command(self, strategy: str, stages: Sequence[str]) -> list[str]:
         """Do stages of a strategy's run; what runs have in common is done once."""
@@ -287,7 +286,7 @@ def arithmetic(bench: Bench) -> None:
     if path.exists():
         return
     counting = Path(bench.work) / "counting"
-    jobs = {strategy: _job(bench.base_overrides(strategy), counting) for strategy in TRAINING}
+    jobs = {strategy: _job([*bench.base_overrides(strategy), *bench.search], counting) for strategy in TRAINING}
     job = jobs[DEFAULT]
     space, rng = job.space, np.random.default_rng(bench.seed)
     chosen = reference_networks(space, bench.networks, bench.seed)
