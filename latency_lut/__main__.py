@@ -2,14 +2,16 @@
 
 A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on measured devices,
 `python -m latency_lut check` whether they are still what their tables say, `python -m latency_lut bundle` writes what is to be
-measured on a device elsewhere.
+measured on a device elsewhere, and `python -m latency_lut import` makes a table of what came back.
 """
 
 from __future__ import annotations
 
+import re
 import sys
 from functools import partial
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 from hydra.utils import instantiate
@@ -19,13 +21,17 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 
 from latency_lut.bundle import write_bundle
-from latency_lut.command import run_hydra
+from latency_lut.command import mistake, run_hydra
 from latency_lut.device import Device
 from latency_lut.drift import Drift, age_days
 from latency_lut.drift import check as check_drift
+from latency_lut.elsewhere import profile_elsewhere
+from latency_lut.importing import import_results
 from latency_lut.pays_report import print_report, read_tables, report_of, write_report
-from latency_lut.profile import LEAST_NETWORKS, profile
+from latency_lut.profile import LEAST_NETWORKS, ProfileStats, profile
 from latency_lut.refine import Refinement
+from latency_lut.remote import Watch
+from latency_lut.several import Turns, each
 from latency_lut.table import LatencyTable
 from spaces.errors import UserError
 from spaces.space import Space
@@ -34,52 +40,107 @@ DRIFT_STATUS = 3  # 1 is a bug, 2 a user's mistake
 
 
 def main(config: DictConfig) -> None:
-    """Profile every device of the configuration."""
+    """Profile every device of the configuration. One that fails does not stop the others.
+
+    Raises:
+        ExceptionGroup: what was raised, when several devices were given.
+    """
     if not config.get("devices"):
         raise UserError("no device; give one, for example device=x86")
     space = instantiate(config.space, _convert_="all")
-    devices = [instantiate(entry) for entry in config.devices.values()]
-    for device in devices:
-        measure(space, device, config)
+    devices: dict[str, Device] = {}
+    failures: dict[str, Exception] = {}
+    for key, entry in config.devices.items():
+        try:
+            device = instantiate(entry)
+            if device.name in devices:
+                raise UserError(f"devices.{key}.name is {device.name!r}, as that of another device; a table is of one")
+            devices[device.name] = device
+        except Exception as error:
+            failures[str(key)] = error
+    console, turns = Console(), Turns()
+    with _progress(console) as progress:
+        tasks = {name: progress.add_task(f"{name}: waits", total=None) for name in devices}
+
+        def measure_one(device: Device, stopped: Event) -> None:
+            def on_progress(what: str, done: int, total: int) -> None:
+                progress.update(tasks[device.name], description=f"{device.name}: {what}", completed=done, total=total)
+
+            try:
+                measure(space, device, config, console, turns, Watch(on_progress, partial(_say, console), stopped))
+            except Exception:
+                if len(config.devices) > 1:
+                    _say(console, f"{device.name}: failed; why is told in the end, the others go on")
+                raise
+            finally:
+                progress.remove_task(tasks[device.name])
+
+        failures |= each(list(devices.values()), measure_one)
+    if failures and len(config.devices) == 1:
+        raise next(iter(failures.values()))
+    if failures:
+        raise ExceptionGroup("devices failed", [_named(name, error) for name, error in failures.items()])
 
 
-def measure(space: Space, device: Device, config: DictConfig) -> None:
+def _named(name: str, error: Exception) -> Exception:
+    """An error that says which device it is about, where it is a user's mistake that does not."""
+    line = mistake(error)
+    return error if line is None or re.search(rf"\b{re.escape(name)}\b", line) else UserError(f"{name}: {line}")
+
+
+def _say(console: Console, sentence: str) -> None:
+    console.print(sentence, soft_wrap=True, highlight=False, markup=False)
+
+
+def measure(space: Space, device: Device, config: DictConfig, console: Console, turns: Turns, watch: Watch) -> None:
     """Profile one device and print a summary."""
     path = Path(config.tables) / f"{device.name}.parquet"
     limits = config.target_error, config.budget_s
-    refinement = None if limits == (None, None) else Refinement(instantiate(config.wishes), *limits)
-    console = Console()
-    with _progress(console) as progress:
-        tasks = {}
+    refined = limits != (None, None)
+    numbers = {name: config[name] for name in ("seed", "max_pairs", "networks", "rounds", "visit_s")}
+    if device.elsewhere:
+        if refined:
+            raise UserError(f"device {device.name} is elsewhere; target_error and budget_s choose here, leave them away")
+        measured = profile_elsewhere(space, device, path, **numbers, turn=turns.turn, watch=watch)
+        if measured is None:
+            return
+        with turns.turn():
+            _print_measured(*measured, space, path, config, console)
+        return
+    with turns.turn():
+        refinement = Refinement(instantiate(config.wishes), *limits) if refined else None
+        measured = profile(space, device, path, **numbers, refinement=refinement, on_progress=watch.on_progress)
+        _print_measured(*measured, space, path, config, console)
 
-        def on_progress(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = progress.add_task(f"{device.name}: {what}", total=total)
-            progress.update(tasks[what], completed=done, total=total)
 
-        table, stats = profile(
-            space,
-            device,
-            path,
-            seed=config.seed,
-            max_pairs=config.max_pairs,
-            networks=config.networks,
-            rounds=config.rounds,
-            visit_s=config.visit_s,
-            refinement=refinement,
-            on_progress=on_progress,
-        )
-    spread = float(np.median([entry.spread_us / entry.us for entry in table.entries.values()]))
-    summary = Table(title=f"{device.name}: {table.device['cpu']}, {device.runtime} {table.device['runtime_version']}")
+def _print_measured(
+    table: LatencyTable, stats: ProfileStats, space: Space, path: Path, config: DictConfig, console: Console
+) -> None:
+    rows = [
+        ("pairs in the table", f"{stats.pairs}", f"of {stats.reachable} seen in sampled networks"),
+        ("measured now", f"{stats.measured} + {stats.networks}", f"pairs + networks in {stats.seconds:.1f} s"),
+    ]
+    if stats.measured:
+        rows.append(("rate", f"{stats.pairs_per_min:,.0f}", "pairs/min"))
+    console.print(_summary(table, space, config, rows))
+    if (config.target_error, config.budget_s) != (None, None):
+        console.print(_curve(table))
+    console.print(f"table: {path}", soft_wrap=True)
+
+
+def _summary(table: LatencyTable, space: Space, config: DictConfig, rows: list[tuple[str, str, str]]) -> Table:
+    """What is in a table, and how good the latency model is that it makes; `rows` stand in front."""
+    summary = Table(
+        title=f"{table.device_name}: {table.device['cpu']}, {table.device['runtime']} {table.device['runtime_version']}"
+    )
     summary.add_column("what")
     summary.add_column("value", justify="right")
     summary.add_column("unit")
-    summary.add_row("pairs in the table", f"{stats.pairs}", f"of {stats.reachable} seen in sampled networks")
+    for row in rows:
+        summary.add_row(*row)
+    spread = float(np.median([entry.spread_us / entry.us for entry in table.entries.values()]))
     summary.add_row("spread of a pair", f"{spread:.1%}", "standard error, in the median pair")
     summary.add_row("networks in the table", f"{len(table.networks)}", "timed whole")
-    summary.add_row("measured now", f"{stats.measured} + {stats.networks}", f"pairs + networks in {stats.seconds:.1f} s")
-    if stats.measured:
-        summary.add_row("rate", f"{stats.pairs_per_min:,.0f}", "pairs/min")
     if config.latency_model is not None and len(table.networks) >= LEAST_NETWORKS:
         quality = instantiate(config.latency_model)(table, space).quality
         summary.add_row("latency model, mean error", f"{quality.mape:.1%}", f"on {quality.n} held-out networks")
@@ -87,15 +148,12 @@ def measure(space: Space, device: Device, config: DictConfig) -> None:
         summary.add_row("latency model, within 10 %", f"{quality.within_10:.0%}", "of them")
         summary.add_row("latency model, in the 90 % interval", f"{quality.coverage:.0%}", "of them")
         summary.add_row("latency model, Spearman", f"{quality.spearman:.3f}", "")
-    console.print(summary)
-    if refinement is not None:
-        console.print(_curve(table))
-    console.print(f"table: {path}", soft_wrap=True)
+    return summary
 
 
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _update(progress: Progress, task: TaskID, done: int, total: int) -> None:
@@ -186,8 +244,25 @@ def bundle(config: DictConfig) -> None:
         console.print(f"run it there: python {path.name}", soft_wrap=True, highlight=False)
 
 
+def import_file(path: Path, config: DictConfig) -> None:
+    """Make a table of what was measured elsewhere."""
+    space, console = instantiate(config.space, _convert_="all"), Console()
+    imported = import_results(space, path, Path(config.tables), bundles=(Path(config.bundles),))
+    rows = [
+        ("pairs in the table", f"{len(imported.table.entries)}", ""),
+        ("new from the file", f"{imported.pairs} + {imported.networks}", "pairs + networks"),
+    ]
+    if imported.failed:
+        rows.append(("did not load there", f"{imported.failed}", "models"))
+    summary = _summary(imported.table, space, config, rows)
+    imported.save()
+    console.print(summary)
+    console.print(f"table: {imported.path}", soft_wrap=True)
+
+
 COMMANDS = {"report": report, "check": check, "bundle": bundle}
+FILE_COMMANDS = {"import": import_file}
 
 
 if __name__ == "__main__":
-    run_hydra(main, "latency_lut", COMMANDS)
+    run_hydra(main, "latency_lut", COMMANDS, FILE_COMMANDS)

@@ -13,6 +13,7 @@ import io
 import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +36,10 @@ RUNNER_MODULES = ("machine", "ort_session", "visits", "runner")  # in one file, 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file, so that the same files give the same bytes
 
 Progress = Callable[[int, int], None]
+
+
+class NothingMissingError(UserError):
+    """A table has all that a bundle would bring."""
 
 
 def write_bundle(
@@ -62,7 +67,8 @@ def write_bundle(
         on_progress: called with how many models are made, and of how many.
 
     Raises:
-        UserError: a number is out of range, nothing is missing, the table is of another space or device, the runtime has no
+        NothingMissingError: the table has all.
+        UserError: a number is out of range, the table is of another space or device, the runtime has no
             runner, or the file cannot be written.
     """
     check_numbers(seed, max_pairs, networks, rounds, visit_s)
@@ -97,13 +103,13 @@ def plan(
         drawn += [(network, "graded") for network in draw_graded(space, table, seed)]
     if len(pairs) == len(table.anchors) and not drawn:
         mend = "ask for more with max_pairs or networks, or delete it to measure anew"
-        raise UserError(f"table {path} has everything that is asked for; {mend}")
+        raise NothingMissingError(f"table {path} has everything that is asked for; {mend}")
     protocols = Protocol(rounds, float(visit_s), BATCH_PAIRS), Protocol(NETWORK_ROUNDS, NETWORK_VISIT_S, BATCH_NETWORKS)
     named = {f"p{index:05}": pair for index, pair in enumerate(pairs)}
     return Manifest(
         space.name,
         space.fingerprint,
-        {"name": device.name, **device.settings},
+        replace(device, reach="bundle", energy_meter=None),
         seed,
         max_pairs,
         dict(zip(KINDS, protocols, strict=True)),

@@ -11,6 +11,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -23,13 +24,19 @@ from omegaconf.errors import OmegaConfBaseException
 from spaces.errors import UserError
 
 Command = Callable[[DictConfig], None]
+FileCommand = Callable[[Path, DictConfig], None]
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
 USER_STATUS = 2
 INTERRUPTED_STATUS = 130
 
 
-def run_hydra(main_function: Command, config_name: str, commands: Mapping[str, Command] | None = None) -> None:
+def run_hydra(
+    main_function: Command,
+    config_name: str,
+    commands: Mapping[str, Command] | None = None,
+    file_commands: Mapping[str, FileCommand] | None = None,
+) -> None:
     """Run a function with the configuration that the command line asks for; with `-m`, once per combination.
 
     Configurations may use `${scratch_folder:}`, a folder that is removed at the end.
@@ -38,9 +45,11 @@ def run_hydra(main_function: Command, config_name: str, commands: Mapping[str, C
         main_function: gets the composed configuration.
         config_name: primary configuration in `conf`.
         commands: what to run instead, by the word that may stand first on the command line.
+        file_commands: likewise; behind the word stands the path of a file.
 
     Raises:
-        SystemExit: with status 2 after a user's mistake, told in one line on stderr; of several jobs the others still run.
+        SystemExit: with status 2 after a user's mistake, told in one line on stderr, or after a group of them; of several jobs
+            the others still run.
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then raises instead of printing and exiting
     process, mistakes = os.getpid(), []
@@ -50,18 +59,22 @@ def run_hydra(main_function: Command, config_name: str, commands: Mapping[str, C
         try:
             chosen(config)
         except Exception as error:
-            line = mistake(error)
             # Elsewhere (a launcher's worker) nobody reads the list; the launcher brings the exception back.
-            if line is None or os.getpid() != process:
+            if os.getpid() != process:
                 raise
-            _print_error(line)
-            mistakes.append(line)
+            errors = error.exceptions if isinstance(error, ExceptionGroup) else [error]
+            for line in (line for one in errors if (line := mistake(one)) is not None):
+                _print_error(line)
+                mistakes.append(line)
+            bugs = [one for one in errors if mistake(one) is None]
+            if bugs:
+                raise (ExceptionGroup(str(error), bugs) if len(bugs) > 1 else bugs[0]) from None
 
     with tempfile.TemporaryDirectory() as scratch:
         OmegaConf.register_new_resolver("scratch_folder", lambda: scratch, replace=True)
         try:
             if commands is not None:
-                chosen = _take_command(commands) or main_function
+                chosen = _take_command(commands, file_commands or {}) or main_function
             _check_arguments()
             hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name=config_name)(job)()
         except KeyboardInterrupt:
@@ -105,19 +118,24 @@ def _names_wrongly(error: InstantiationException) -> bool:
     return isinstance(error.__cause__, (ImportError, OmegaConfBaseException)) or "locat" in str(error)
 
 
-def _take_command(commands: Mapping[str, Command]) -> Command | None:
-    """The command that stands first on the command line, taken off it; `None` without one.
+def _take_command(commands: Mapping[str, Command], file_commands: Mapping[str, FileCommand]) -> Command | None:
+    """The command that stands first on the command line, taken off it with its file; `None` without one.
 
     Raises:
-        UserError: it is none of them.
+        UserError: it is none of them, or its file is missing.
     """
     first = sys.argv[1] if len(sys.argv) > 1 else ""
     if not re.fullmatch(r"\w+", first):
         return None
-    if first not in commands:
-        raise UserError(f"command {first!r}; allowed are {', '.join(commands)}, or none, to measure; options are KEY=VALUE")
+    if first not in commands and first not in file_commands:
+        allowed = ", ".join([*commands, *file_commands])
+        raise UserError(f"command {first!r}; allowed are {allowed}, or none, to measure; options are KEY=VALUE")
     del sys.argv[1]
-    return commands[first]
+    if first in commands:
+        return commands[first]
+    if len(sys.argv) < 2:
+        raise UserError(f"{first} needs a file: {first} FILE")
+    return partial(file_commands[first], Path(sys.argv.pop(1)))
 
 
 def _check_arguments() -> None:

@@ -17,6 +17,7 @@ import numpy as np
 
 import latency_lut.runtimes
 from latency_lut.machine import cores, describe_machine, fingerprint_of
+from latency_lut.transports import Transport
 from spaces.errors import UserError
 from spaces.layers import LayerSpec
 
@@ -30,7 +31,7 @@ GPU_PROVIDERS = {  # what to do where they are missing
 
 
 METERS = ("rapl", "nvml")  # of energy
-REACHES = ("here", "bundle")  # on this machine, or by a bundle that is sent there
+REACHES = ("here", "bundle")  # on this machine, or by a bundle that somebody carries there; or a transport
 
 
 class LoadedModel(Protocol):
@@ -117,7 +118,7 @@ class Device:
         threads: threads that one run may use.
         batch: samples per run.
         energy_meter: what its energy is read from, see `latency_lut.energy`; `None`: nothing, so it has none.
-        reach: one out of `REACHES`.
+        reach: one out of `REACHES`, or the transport that reaches it.
 
     Raises:
         UserError: unknown runtime, provider, meter or reach, or `threads`, `batch` or `name` out of range.
@@ -129,7 +130,7 @@ class Device:
     threads: int = 1
     batch: int = 1
     energy_meter: str | None = None
-    reach: str = "here"
+    reach: str | Transport = "here"
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name or not self.name.replace("_", "").replace("-", "").isalnum():
@@ -139,8 +140,9 @@ class Device:
                 raise UserError(f"device {self.name}: {what} is {value!r}; allowed are integers from 1")
         if self.energy_meter is not None and self.energy_meter not in METERS:
             raise UserError(f"device {self.name}: energy_meter is {self.energy_meter!r}; allowed are {', '.join(METERS)}, null")
-        if self.reach not in REACHES:
-            raise UserError(f"device {self.name}: reach is {self.reach!r}; allowed are {', '.join(REACHES)}")
+        if self.reach not in REACHES and self.transport is None:
+            allowed = f"{', '.join(REACHES)}, or a transport such as latency_lut.transports.Ssh"
+            raise UserError(f"device {self.name}: reach is {self.reach!r}; allowed are {allowed}")
         if self.threads > cores() and not self.elsewhere:
             raise UserError(f"device {self.name}: threads is {self.threads}; this machine has {cores()} cores")
         if self.runtime not in runtimes():
@@ -168,6 +170,20 @@ class Device:
         """Whether it is another machine than this one: it is measured there, and what it is, its table tells."""
         return self.reach != "here"
 
+    @property
+    def transport(self) -> Transport | None:
+        """The way to it, if Netwright can take it."""
+        return None if isinstance(self.reach, str) or not hasattr(self.reach, "send") else self.reach
+
+    def check_here(self, what: str) -> None:
+        """Make sure that it is this machine.
+
+        Raises:
+            UserError: it is not; `what` cannot be had elsewhere.
+        """
+        if self.elsewhere:
+            raise UserError(f"device {self.name} is elsewhere; {what} works on this machine's devices only")
+
     def load_runtime(self) -> Runtime:
         """The module that loads and times models on this device."""
         return load_runtime(self.runtime)
@@ -181,7 +197,7 @@ class Device:
         """What a number measured on this device must say: processor, system, runtime and settings. Of a device elsewhere only
         the settings are known here."""
         if self.elsewhere:
-            return {**self.settings, "reach": self.reach}
+            return {**self.settings, "reach": "elsewhere"}
         runtime = self.load_runtime()
         return {**describe_machine(), **self.settings, "runtime_version": runtime.version(), **runtime.describe(self)}
 

@@ -126,6 +126,7 @@ def check(table: LatencyTable, device: Device, *, pairs: int = PAIRS, tolerance:
     Raises:
         UserError: a number is out of range, or the table is of another runtime or of other settings, or has no pairs.
     """
+    device.check_here("checking a table")
     if type(pairs) is not int or pairs < 1:
         raise UserError(f"check.pairs is {pairs!r}; allowed are integers from 1")
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 10:

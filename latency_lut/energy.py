@@ -106,8 +106,9 @@ def meter_of(device: Device) -> Meter:
     """The meter that a device declares.
 
     Raises:
-        UserError: it declares none, or that one cannot be read.
+        UserError: it declares none, that one cannot be read, or is elsewhere.
     """
+    device.check_here("reading a meter")
     if device.energy_meter is None:
         allowed = f"where there is a meter, declare it: devices.{device.name}.energy_meter={'|'.join(METERS)}"
         raise UserError(f"device {device.name} has no energy meter, so there is no energy to search for; {allowed}")

@@ -16,6 +16,7 @@ from latency_lut.lowerings import (  # importing them registers them
     low_rank,
     torch_floating,
     torch_matrices,
+    traced,
     transformer,
 )
 from latency_lut.lowerings.base import LOWERINGS, Description, LayerWeights, Lowering, applicable, lower, model_kind
@@ -36,5 +37,6 @@ __all__ = [
     "model_kind",
     "torch_floating",
     "torch_matrices",
+    "traced",
     "transformer",
 ]

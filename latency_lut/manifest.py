@@ -5,12 +5,14 @@ A manifest is a JSON file. One that comes back from elsewhere is not believed be
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS
 from latency_lut.runner import FORMAT, SCHEMA_VERSION, UNIT
 from latency_lut.session import Drawn
@@ -28,8 +30,12 @@ KINDS = ("pair", "network")
 class Stored:
     """A file of a bundle: its size, and SHA-256 in hex."""
 
-    bytes: int
+    size_bytes: int
     sha256: str
+
+    def fits(self, content: bytes) -> bool:
+        """Whether this is the content of the file."""
+        return len(content) == self.size_bytes and hashlib.sha256(content).hexdigest() == self.sha256
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Manifest:
     Args:
         space_name: of the space.
         space_fingerprint: of the space.
-        device: name, runtime, provider, threads and batch.
+        device: that is measured elsewhere.
         seed: of what is drawn: pairs, networks, orders.
         max_pairs: pairs to measure in all, those that a table has already included.
         protocol: by kind of model.
@@ -61,7 +67,7 @@ class Manifest:
 
     space_name: str
     space_fingerprint: str
-    device: dict[str, str | int]
+    device: Device
     seed: int
     max_pairs: int
     protocol: dict[str, Protocol]
@@ -70,6 +76,11 @@ class Manifest:
     networks: dict[str, tuple[Drawn, str]] = field(default_factory=dict)
     models: dict[str, Stored] = field(default_factory=dict)
     files: dict[str, Stored] = field(default_factory=dict)
+
+    @property
+    def checksums(self) -> dict[str, Stored]:
+        """All files of the bundle but the manifest, by their path."""
+        return {**self.files, **{f"models/{name}.onnx": stored for name, stored in self.models.items()}}
 
     def to_json(self) -> str:
         """The content of the manifest's file."""
@@ -84,7 +95,7 @@ class Manifest:
             "schema_version": SCHEMA_VERSION,
             "unit": UNIT,
             "space": {"name": self.space_name, "fingerprint": self.space_fingerprint},
-            "device": self.device,
+            "device": {"name": self.device.name, **self.device.settings},
             "seed": self.seed,
             "max_pairs": self.max_pairs,
             "protocol": {kind: asdict(protocol) for kind, protocol in self.protocol.items()},
@@ -169,13 +180,13 @@ def sha256_of(values: Mapping[str, Any], name: str = "sha256") -> str:
 def _read(values: dict[str, Any]) -> Manifest:
     if values["format"] != FORMAT:
         raise ValueError("not of a bundle")
-    if values["schema_version"] != SCHEMA_VERSION:
+    if values["schema_version"] != SCHEMA_VERSION or type(values["schema_version"]) is not int:
         raise ValueError(f"schema version {str(values['schema_version'])[:40]}, not {SCHEMA_VERSION}")
     if values["unit"] != UNIT:
         raise ValueError(f"unit {str(values['unit'])[:40]!r}, not {UNIT!r}")
     stated = values["device"]
-    device: dict[str, str | int] = {name: text(stated, name) for name in ("name", "runtime", "provider")}
-    device |= {name: integer(stated, name, 1, 2**20) for name in ("threads", "batch")}
+    names = text(stated, "name", 60), text(stated, "runtime"), text(stated, "provider")
+    device = Device(*names, integer(stated, "threads", 1, 2**20), integer(stated, "batch", 1, 2**20), reach="bundle")
     models = values["models"]
     if len(models) > MOST_MODELS:
         raise ValueError(f"{len(models)} models; allowed are {MOST_MODELS}")
@@ -210,7 +221,7 @@ def _protocol(values: Mapping[str, Any]) -> Protocol:
 
 
 def _stored(values: Mapping[str, Any]) -> Stored:
-    return Stored(integer(values, "bytes", 0, LARGEST_MODEL), sha256_of(values))
+    return Stored(integer(values, "size_bytes", 0, LARGEST_MODEL), sha256_of(values))
 
 
 def _model_name(values: Mapping[str, Any]) -> str:

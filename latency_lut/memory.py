@@ -20,8 +20,9 @@ def check_measures_memory(device: Device) -> None:
     """Make sure that memory can be measured on a device.
 
     Raises:
-        UserError: its runtime does not tell.
+        UserError: its runtime does not tell, or it is elsewhere.
     """
+    device.check_here("measuring memory")
     if not device.load_runtime().measures_memory(device):
         allowed = "onnxruntime's CPUExecutionProvider does (device=x86); 'memory' is counted on every device"
         where = f"runtime {device.runtime} with provider {device.provider}"

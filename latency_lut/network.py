@@ -49,9 +49,11 @@ def build_model(
     output = tensors[network.nodes[-1].name].value
     output.name = "output"
     last = network.nodes[-1].spec
-    shape = (
-        (batch, last.out_channels) if last.operator == "linear" else (batch, last.out_channels, last.out_height, last.out_width)
-    )
+    shape: tuple[int, ...] = (batch, last.out_channels, last.out_height, last.out_width)
+    if last.operator == "linear":
+        shape = (batch, last.out_channels)
+    elif last.program:
+        shape = (batch, *last.traced.output)
     output.shape, output.type = ir.Shape(list(shape)), ir.TensorType(ir.DataType.FLOAT)
     return g.model(output, metadata)
 
@@ -62,6 +64,9 @@ def random_weights(spec: LayerSpec, rng: np.random.Generator) -> LayerWeights:
     if spec.operator == "layer_norm":
         weight, bias = rng.uniform(0.5, 1.5, (2, spec.out_channels)).astype(np.float32)
         return LayerWeights(weight, bias, output_range)
+    if spec.program:
+        shapes = spec.traced.weights
+        return LayerWeights(traced=tuple(rng.uniform(0.1, 0.3, shape).astype(np.float32) for shape in shapes))
     if not spec.weight_shape:
         return LayerWeights(output_range=output_range)
     fan_in = int(np.prod(spec.weight_shape[1:]))
@@ -102,14 +107,14 @@ def _lower_alone(
     g: GraphBuilder, spec: LayerSpec, lowering: str, weights: LayerWeights, batch: int, scope: str = "layer"
 ) -> Tensor:
     g.scope = "border"
-    x = _border_input(g, "input", (batch, spec.in_channels, spec.height, spec.width), spec.input_bits)
-    out_shape = (batch, spec.out_channels, spec.out_height, spec.out_width)
-    skip = _border_input(g, "skip", out_shape, spec.skip_bits) if spec.skip_bits else None
+    shapes = [(batch, *shape) for shape in spec.input_shapes]
+    x = _border_input(g, "input", shapes[0], spec.input_bits)
+    skip = _border_input(g, "skip", shapes[1], spec.skip_bits) if spec.skip_bits else None
     g.scope = scope
     return lower(lowering, g, spec, weights, x, skip)
 
 
-def _border_input(g: GraphBuilder, name: str, shape: tuple[int, int, int, int], bits: int) -> Tensor:
+def _border_input(g: GraphBuilder, name: str, shape: tuple[int, ...], bits: int) -> Tensor:
     if bits == FLOAT_BITS:
         return Tensor(g.input(name, shape))
     batch, channels, height, width = shape

@@ -51,7 +51,6 @@ class ProfileStats:
         networks: networks timed in this call.
         seconds: wall time of this call.
         pairs_per_min: measured pairs per minute, building and loading the models included; 0 when nothing was missing.
-        speed: how fast the machine was in the median against the table's speed.
     """
 
     pairs: int
@@ -60,7 +59,6 @@ class ProfileStats:
     networks: int
     seconds: float
     pairs_per_min: float
-    speed: float
 
 
 def pairs_of(
@@ -191,9 +189,8 @@ def profile(
         table.save(path)
     seconds = time.perf_counter() - begin
     pairs_per_min = 60 * len(missing) / measure_s if missing else 0.0
-    speed = 1.0 if session.new else session.stopwatch.speed
     counts = len(table.entries) - known_pairs, len(table.networks) - known_networks
-    stats = ProfileStats(len(table.entries), reachable, *counts, seconds, pairs_per_min, speed)
+    stats = ProfileStats(len(table.entries), reachable, *counts, seconds, pairs_per_min)
     return table, stats
 
 

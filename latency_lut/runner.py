@@ -42,6 +42,7 @@ FORMAT = "netwright-bundle"
 UNIT = "us"
 MANIFEST, RESULTS = "manifest.json", "results.jsonl"
 LARGEST_MANIFEST = 2**27
+FOLLOW_S = 0.5
 USER_STATUS, INTERRUPTED_STATUS = 2, 130
 
 Line = dict[str, Any]
@@ -85,7 +86,7 @@ class Bundle:
         Raises:
             RunnerError: it is missing, or not the one that the manifest lists.
         """
-        content = self._read(f"models/{name}.onnx", self.models[name]["bytes"])
+        content = self._read(f"models/{name}.onnx", self.models[name]["size_bytes"])
         if hashlib.sha256(content).hexdigest() != self.models[name]["sha256"]:
             raise RunnerError(f"{self.path}: models/{name}.onnx has another checksum than its manifest; copy the bundle again")
         return content
@@ -135,6 +136,7 @@ class Results:
 
     def __init__(self, path: Path, head: Line) -> None:
         self.path, self._streams = path, False
+        self.unread = False  # nobody reads stdout any more
         try:
             self._file = path.open("a+b")
             _lock(self._file.fileno(), path)
@@ -182,8 +184,11 @@ class Results:
             self.done.add(line["id"])
         self.failed += line["kind"] == "failed"
         if self._streams:
-            sys.stdout.buffer.write(content)
-            sys.stdout.buffer.flush()
+            try:
+                sys.stdout.buffer.write(content)
+                sys.stdout.buffer.flush()
+            except BrokenPipeError:  # told when the batch is in the file
+                self._streams, self.unread = False, True
 
     def append_end(self, fingerprint: str) -> None:
         """Write the last line."""
@@ -191,6 +196,10 @@ class Results:
         self.append({"kind": "end", "complete": True, **counts, "fingerprint": fingerprint, "sha256": self._sum.hexdigest()})
         os.fsync(self._file.fileno())
         self.complete = True
+
+    def close(self) -> None:
+        """Close the file, and let others write it."""
+        self._file.close()
 
     def stream_from(self, offset: int) -> None:
         """Write what the file holds from a byte on to stdout, and from now on every line that is appended.
@@ -207,6 +216,35 @@ class Results:
         sys.stdout.buffer.write(self._file.read())
         sys.stdout.buffer.flush()
         self._streams = True
+
+
+def follow(path: Path, offset: int) -> int:
+    """Stream what another runner still writes to a file: one that a broken connection left behind.
+
+    Returns:
+        The byte behind what was streamed.
+    """
+    while _locked(path):
+        with path.open("rb") as file:
+            file.seek(offset)
+            content = file.read()
+        content = content[: content.rfind(b"\n") + 1]
+        sys.stdout.buffer.write(content)
+        sys.stdout.buffer.flush()
+        offset += len(content)
+        time.sleep(FOLLOW_S)
+    return offset
+
+
+def _locked(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            _lock(file.fileno(), path)
+    except FileNotFoundError:
+        return False
+    except RunnerError:
+        return True
+    return False
 
 
 def _lock(descriptor: int, path: Path) -> None:
@@ -272,6 +310,8 @@ def measure(bundle: Bundle, results: Results, description: Mapping[str, Any]) ->
             visits = {"us": [round(float(value), 4) for value in us], "position": position.tolist()}
             results.append({"kind": "visits", "batch": results.batches, "id": name, **visits})
         results.batches += 1
+        if results.unread:
+            raise BrokenPipeError
         progress.tell(len(results.done), f"{results.failed} failed" if results.failed else kind + "s")
     results.append_end(fingerprint_of(description))
     progress.end()
@@ -315,11 +355,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description = describe(bundle.device)
         head = {"kind": "head", "schema_version": SCHEMA_VERSION, "bundle": bundle.fingerprint, "unit": UNIT}
         head |= {"device": description, "fingerprint": fingerprint_of(description)}
-        results = Results(path, head)
-        if given.stream is not None:
-            results.stream_from(given.stream)
-        if not results.complete:
-            measure(bundle, results, description)
+        offset = None if given.stream is None else follow(path, given.stream)
+        with contextlib.closing(Results(path, head)) as results:
+            if offset is not None:
+                results.stream_from(offset)
+            if not results.complete:
+                measure(bundle, results, description)
     except RunnerError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_STATUS

@@ -27,6 +27,7 @@ class Session:
     """One session of measuring into a table, at the speed of its anchors."""
 
     def __init__(self, table: LatencyTable, device: Device, wanted: Sequence[Pair], seed: int) -> None:
+        device.check_here("timing in this process")
         self.table, self.device, self.seed = table, device, seed
         self.rng = np.random.default_rng([seed, 2])
         self.runtime = device.load_runtime()

@@ -45,6 +45,7 @@ from search.run import Run, digest
 from search.shared_study import checked_url
 from search.sharing import SharedStages
 from search.stages import STAGES, Stage, of_devices, print_choices
+from search.strategies import SearchStrategy
 from search.study import StudySettings
 from search.summary import SUMMARY_FILE, read_summary
 from search.sweep import JOBS_FOLDER, SweepRecorder, job_of, with_folder
@@ -189,6 +190,8 @@ def build_job(
         raise UserError("no device; give one, for example device=x86")
     space = instantiate(config.space, _convert_="all")
     devices = {str(name): instantiate(entry) for name, entry in config.devices.items()}
+    for device in devices.values():
+        device.check_here("a search, which verifies and times its winners,")
     for name, device in devices.items():
         if device.name != name:
             raise UserError(f"devices.{name}.name is {device.name!r}; allowed is {name}, or another entry under devices")
@@ -239,6 +242,10 @@ def build_job(
         inspect.signature(training.func).bind_partial(**training.keywords)
     with told("study.sampler"):
         sampler(config.seed)
+    strategy = instantiate(study.strategy, _convert_="all")
+    with told("study.strategy"):
+        if not isinstance(strategy(), SearchStrategy):
+            raise UserError(f"study.strategy is a {type(strategy()).__name__}; allowed is a search.strategies.SearchStrategy")
     with told("predictor"):
         predictor(seed=config.seed)
     with told("profile"):
@@ -269,6 +276,7 @@ def build_job(
         profile=profile_settings,
         evaluation=evaluation_settings,
         proxies=proxies,
+        strategy=strategy,
         study=StudySettings(study.candidates, study.rounds, study.evaluations, config.seed, leave_out),
         processes=processes,
         worker_command=worker_command,

@@ -21,6 +21,7 @@ from latency_lut.models import build_model
 from search.evaluation import Split, predict
 from spaces.layers import INPUT, Network
 from spaces.plain import ActivationQuantizer, Factors, PlainLayer, PlainNetwork, resize
+from spaces.program import ProgramModule
 from spaces.tokens import LayerNorm
 
 INTEGER_KERNELS: dict[str, dict[tuple[str, ...], tuple[str, ...]]] = {  # by kind of model and operators
@@ -89,6 +90,8 @@ def layer_weights(layer: PlainLayer) -> LayerWeights:
         factor = LayerWeights(factor=first, factor_encoded=layer.codes[0], factor_range=middle)
         arithmetic = arithmetic.second
     weight = bias = None
+    if isinstance(arithmetic, ProgramModule):
+        return LayerWeights(traced=tuple(tensor.cpu().numpy() for tensor in arithmetic.weights))
     if isinstance(arithmetic, torch.nn.Conv2d | torch.nn.Linear | LayerNorm):
         weight = arithmetic.weight.detach().cpu().numpy()
         assumed = torch.zeros(layer.spec.out_channels) if arithmetic.bias is None else arithmetic.bias

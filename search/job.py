@@ -37,6 +37,7 @@ from search.proxies import ProxyScores, ProxySettings, compressed
 from search.relaxation import RelaxationSettings
 from search.run import Run, digest
 from search.shared_study import SharedStudy
+from search.strategies import SearchStrategy
 from search.study import StudySettings
 from search.training import SupernetTraining
 from search.training.finishing import FinishSettings
@@ -130,6 +131,7 @@ class Job:
         profile: how tables are measured.
         evaluation: how networks are evaluated.
         proxies: zero-cost proxies beside the accuracy predictor's own features.
+        strategy: makes what searches.
         study: how the search goes.
         processes: on what the supernet is trained.
         worker_command: arguments of `python -m search` with which further processes join the training.
@@ -157,6 +159,7 @@ class Job:
     profile: ProfileSettings
     evaluation: EvaluationSettings
     proxies: ProxySettings
+    strategy: Callable[[], SearchStrategy]
     study: StudySettings
     processes: Processes
     worker_command: Sequence[str]
@@ -180,7 +183,7 @@ class Job:
             "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], s["estimators"], self.seed],
             "predictors": lambda: [output("tables"), output("supernet"), *(s[part] for part in judging), self.seed],
             "relax": lambda: [output("predictors"), s["relaxation"], goals, self.seed],
-            "study": lambda: [output("predictors"), s["study"], goals, self.seed, self.relaxed_output],
+            "study": lambda: [output("predictors"), s["study"], goals, self.seed, self.relaxed_output, self.strategy().key],
             "finish": lambda: [output("study"), s["finish"], s["export"]["winners"]],
             "export": lambda: [output("study"), s["export"], self.finished_output],
             "report": lambda: [output("export")],

@@ -114,10 +114,13 @@ def accuracy_predictor(summary: Summary) -> str:
 
 
 def gain(summary: Summary) -> str:
-    """Hypervolume of the search over that of random search."""
+    """Hypervolume of the search over that of random search, and a word where it is not above it."""
     study = summary.get("study") or {}
     found, by_random = number(study.get("hypervolume")), number(study.get("hypervolume_random"))
-    return f"{100 * (found / by_random - 1):+.1f} % over random search" if found is not None and by_random else ""
+    if found is None or not by_random:
+        return ""
+    text = f"{100 * (found / by_random - 1):+.1f} % over random search at equal budget"
+    return text if found > by_random else f"{text}, so {study.get('strategy', 'the search')} does not beat it"
 
 
 def supernet_cost(summary: Summary) -> str:

@@ -1,9 +1,9 @@
-"""The search: rounds of predicting thousands of candidates, evaluating the best with the supernet, and learning from them.
+"""The search: rounds in which a strategy judges candidates, has some evaluated with the supernet, and learns from them.
 
-This is the loop of DyNAS-T and SimQ-NAS (arXiv:2312.13301). Its result is the front of what was *evaluated*; a predicted
-accuracy never stands on it. Where each device has a study of its own, one follows the other: each begins with all that was
-evaluated before it, and its front is that of everything evaluated in the end. Everything follows from the seed and the
-evaluations, so a study that is killed goes through the same rounds again and finds its evaluations already made.
+How candidates are found and which of them are evaluated is a strategy's affair (`search.strategies`). The result is the front
+of what was *evaluated*; a predicted accuracy never stands on it. Where each device has a study of its own, one follows another:
+each begins with all that was evaluated before it, and its front is that of everything evaluated in the end. Everything follows
+from the seed and the evaluations, so a study that is killed goes through the same rounds again and finds its evaluations made.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ import numpy as np
 from optuna.samplers import BaseSampler
 
 from predictors.accuracy import AccuracyPredictor
-from search.candidates import Candidate, Values, propose
+from search.candidates import Candidate, Values
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
+from search.fronts import as_candidates, evaluated_front, nearest_miss, normalizer
 from search.left_out import NOTHING, LeftOut
-from search.objectives import Constraint, Goal, Objective, hypervolume
+from search.objectives import Goal, hypervolume
 from search.predicted import PredictedValues
+from search.strategies.guided import Guided
+from search.strategies.strategy import Round, Scores, SearchStrategy
 from search.workers import MeasureAll
 from spaces.choice import Architecture
-from spaces.space import Space
 
 Progress = Callable[[str, int, int], None]
-RUN_PARTS = 6
-NEAREST = 4
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class StudyResult:
         hypervolume_random: of random architectures, as many evaluations.
         hypervolume_relaxed: of what a gradient search found, alone, and of as many random architectures; `None` without one.
         reference: reference point by objective.
+        files: what the strategy leaves for other runs, by file name.
         nearest_miss: when nothing is feasible, the constraint that binds and by how much.
     """
 
@@ -72,7 +73,17 @@ class StudyResult:
     hypervolume_random: float = 0.0
     hypervolume_relaxed: tuple[float, float] | None = None
     reference: Values = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     nearest_miss: dict[str, object] | None = None
+
+
+def no_scores(names: Sequence[str], architectures: Sequence[Architecture], on_progress: object = None) -> np.ndarray:
+    """Where nobody scores networks.
+
+    Raises:
+        ValueError: always.
+    """
+    raise ValueError(f"no scores of {', '.join(names)}")
 
 
 def run_studies(
@@ -85,6 +96,8 @@ def run_studies(
     on_progress: Progress = lambda what, done, total: None,
     left_out: Mapping[Goal, LeftOut] | None = None,
     relaxed: tuple[str, Sequence[Architecture]] = ("", ()),
+    new_strategy: Callable[[], SearchStrategy] = Guided,
+    scores: Scores = no_scores,
 ) -> dict[Goal, StudyResult]:
     """Search, one study after the other.
 
@@ -98,6 +111,8 @@ def run_studies(
         on_progress: called with what is done, how many are done, and of how many.
         left_out: options that no round of a goal proposes.
         relaxed: a gradient strategy and what it found, evaluated already; the studies go on from there.
+        new_strategy: makes what searches, for each study.
+        scores: zero-cost proxies of architectures, for strategies that ask for them.
     """
     seen = evaluations.of(INITIAL)
     results, counts = {goal: StudyResult() for goal in goals}, {INITIAL: len(seen)}
@@ -107,23 +122,31 @@ def run_studies(
         seen += [e for e in evaluations if e.architecture in new]
         counts[strategy] = len(seen)
     for place, (goal, predicted) in enumerate(goals.items()):
-        whose, result = f"{goal.name} " if len(goals) > 1 else "", results[goal]
+        whose, result, search = f"{goal.name} " if len(goals) > 1 else "", results[goal], new_strategy()
         for number in range(1, settings.rounds + 1):
+            source, before = f"{whose}round {number}", len(result.candidates)
+            round_ = Round(
+                goal=goal,
+                predicted=predicted,
+                number=number,
+                rounds=settings.rounds,
+                seed=settings.seed * 1000 + place * settings.rounds + number,
+                candidates=settings.candidates * number // settings.rounds
+                - settings.candidates * (number - 1) // settings.rounds,
+                left=settings.evaluations,
+                seen=seen,
+                left_out=(left_out or {}).get(goal, NOTHING),
+                new_predictor=new_predictor,
+                new_sampler=partial(new_sampler, settings.seed * 1000 + place * settings.rounds + number),
+                scores=scores,
+                measured=partial(_measured, evaluations, source, measure_all, on_progress),
+                on_progress=partial(_told, on_progress, whose, before, settings.candidates),
+            )
             begin = time.perf_counter()
-            count = settings.candidates * number // settings.rounds - settings.candidates * (number - 1) // settings.rounds
-            asking = partial(_candidates_done, on_progress, f"{whose}candidates", len(result.candidates), settings.candidates)
-            sampler = new_sampler(settings.seed * 1000 + place * settings.rounds + number)
-            unpaid = (left_out or {}).get(goal, NOTHING)
-            candidates = predicted_candidates(seen, goal, predicted, new_predictor(), sampler, count, unpaid, asking)
-            result.candidates += [(candidate, number) for candidate in candidates]
-            result.candidate_s += time.perf_counter() - begin
-            # What an earlier attempt at this round evaluated is chosen again; what later ones did must not disturb it.
-            known, source = {e.architecture for e in seen}, f"{whose}round {number}"
-            chosen = choose([c for c in candidates if c.architecture not in known], goal.objectives, settings.evaluations)
-            evaluations.evaluate(chosen, source, measure_all, partial(on_progress, f"evaluations, {source}"))
-            wanted = set(chosen)
-            seen += [e for e in evaluations if e.architecture in wanted]
+            result.candidates += [(candidate, number) for candidate in search.search(round_)]
+            result.candidate_s += time.perf_counter() - begin - round_.evaluation_s
             counts[source] = len(seen)
+        result.files = search.files()
     drawn = settings.rounds * settings.evaluations * len(goals) + len(found)
     sample = next(iter(goals.values())).space.sample_spread
     baseline = random_baseline(evaluations, drawn, settings.seed, sample, measure_all, on_progress)
@@ -131,29 +154,6 @@ def run_studies(
         by_source = {source: seen[:count] for source, count in counts.items()}
         judge(results[goal], goal, predicted, by_source, baseline, [e for e in seen if e.architecture in found])
     return results
-
-
-def predicted_candidates(
-    seen: Sequence[Evaluated],
-    goal: Goal,
-    predicted: PredictedValues,
-    predictor: AccuracyPredictor,
-    sampler: BaseSampler,
-    count: int,
-    left_out: LeftOut,
-    on_progress: Callable[[int], None],
-) -> list[Candidate]:
-    """What a sampler asks for that begins at the front of what was evaluated, judged by a predictor that learns from it."""
-    space = predicted.space
-    predictor.fit(predicted.features([e.architecture for e in seen]), [e.accuracy for e in seen])
-    front = evaluated_front(seen, predicted, goal.objectives, goal.constraints)
-    starts = front or nearest(as_candidates(seen, predicted, goal.constraints))
-    runs = (a for c in starts for a in (c.architecture, *precision_runs(space, c.architecture)))
-    seeds = list(dict.fromkeys(space.completed(left_out.replaced(a)) for a in runs))
-    predict = partial(predicted.predict, accuracy=predictor)
-    return propose(
-        space, predict, goal.objectives, goal.constraints, sampler, count, seeds, on_progress=on_progress, left_out=left_out
-    )
 
 
 def judge(
@@ -179,7 +179,7 @@ def judge(
         for source, known in {**seen, RANDOM: baseline}.items()
     }
     everything = list(seen.values())[-1]
-    result.reference, normalize = _normalizer([*everything, *baseline], predicted, goal.objectives)
+    result.reference, normalize = normalizer([*everything, *baseline], predicted, goal.objectives)
     unit = [1.0] * len(goal.objectives)
     volumes = {source: hypervolume([normalize(c.values) for c in front], unit) for source, front in fronts.items()}
     result.hypervolume_random = volumes.pop(RANDOM)
@@ -194,25 +194,20 @@ def judge(
         result.nearest_miss = nearest_miss(as_candidates(everything, predicted, goal.constraints), goal.constraints)
 
 
-def precision_runs(space: Space, architecture: Architecture) -> list[Architecture]:
-    """The same network with its first layers in the highest and its last layers in the lowest precision, or the other way.
-
-    A single layer in another precision than its neighbours pays for two borders, so such networks are worse at every step on
-    the way from one precision to another; a sampler that changes one layer at a time does not get there by itself.
-    """
-    names = [c.name for c in space.choices if c.kind == "precision" and c.name in architecture]
-    options = {c.name: c.options for c in space.choices}
-    variants = []
-    for part in range(RUN_PARTS + 1):
-        change = round(part * len(names) / RUN_PARTS)
-        for first, second in ((-1, 0), (0, -1)):
-            values = {name: options[name][first if i < change else second] for i, name in enumerate(names)}
-            variants.append(space.architecture({**architecture, **values}))
-    return variants
+def _measured(
+    evaluations: Evaluations, source: str, measure_all: MeasureAll, on_progress: Progress, architectures: Sequence[Architecture]
+) -> list[Evaluated]:
+    # What an earlier attempt at this round evaluated is asked for again; what later ones did must not disturb it.
+    evaluations.evaluate(architectures, source, measure_all, partial(on_progress, f"evaluations, {source}"))
+    known = {e.architecture: e for e in evaluations}
+    return [known[a] for a in architectures]
 
 
-def _candidates_done(on_progress: Progress, what: str, before: int, total: int, done: int) -> None:
-    on_progress(what, before + done, total)
+def _told(on_progress: Progress, whose: str, before: int, of_all: int, what: str, done: int, total: int) -> None:
+    """Candidates count over all rounds; what else a strategy does counts for itself."""
+    if what == "candidates":
+        done, total = before + done, of_all
+    on_progress(f"{whose}{what}", done, total)
 
 
 def random_baseline(
@@ -229,99 +224,3 @@ def random_baseline(
     evaluations.evaluate(drawn, RANDOM, measure_all, partial(on_progress, "evaluations, random baseline"))
     known = {e.architecture: e for e in evaluations}
     return evaluations.of(INITIAL) + [known[a] for a in dict.fromkeys(drawn) if known[a].source != INITIAL]
-
-
-def choose(candidates: Sequence[Candidate], objectives: Sequence[Objective], count: int) -> list[Architecture]:
-    """The candidates worth evaluating: front after front, feasible ones first, the last front thinned out evenly.
-
-    Args:
-        candidates: predicted; repetitions count once.
-        objectives: what the fronts are made of.
-        count: how many.
-    """
-    unique = list({c.architecture: c for c in candidates}.values())
-    pool = [c for c in unique if c.feasible] or sorted(unique, key=lambda c: c.violation)[: 4 * count]
-    chosen: list[Candidate] = []
-    while pool and len(chosen) < count:
-        front = nondominated(pool, objectives)
-        front = _along(front, objectives)
-        room = count - len(chosen)
-        if len(front) > room:
-            front = [front[i] for i in np.unique(np.linspace(0, len(front) - 1, room).round().astype(int))]
-            chosen += front
-            break
-        chosen += front
-        taken = {c.architecture for c in front}
-        pool = [c for c in pool if c.architecture not in taken]
-    return [c.architecture for c in chosen]
-
-
-def nondominated(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:
-    """Candidates that no other dominates, in their order."""
-    losses = np.array([[o.loss(c.values[o.name]) for o in objectives] for c in candidates])
-    keep = []
-    for index, row in enumerate(losses):
-        better = (losses <= row).all(axis=1) & (losses < row).any(axis=1)
-        if not better.any():
-            keep.append(candidates[index])
-    return keep
-
-
-def evaluated_front(
-    evaluated: Sequence[Evaluated],
-    predicted: PredictedValues,
-    objectives: Sequence[Objective],
-    constraints: Sequence[Constraint],
-) -> list[Candidate]:
-    """The feasible front of evaluated architectures: accuracy measured on validation data, costs predicted or counted."""
-    candidates = as_candidates(evaluated, predicted, constraints)
-    front = nondominated([c for c in candidates if c.feasible], objectives) if any(c.feasible for c in candidates) else []
-    distinct = {tuple(c.values[o.name] for o in objectives): c for c in reversed(front)}
-    return _along(list(distinct.values()), objectives)
-
-
-def _along(front: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:
-    """A front from its cheap to its expensive end, always in the same order."""
-    last = objectives[-1]
-    return sorted(front, key=lambda c: (last.loss(c.values[last.name]), c.architecture.to_json()))
-
-
-def as_candidates(
-    evaluated: Sequence[Evaluated], predicted: PredictedValues, constraints: Sequence[Constraint]
-) -> list[Candidate]:
-    """Evaluated architectures with all their values."""
-    candidates = []
-    for e in evaluated:
-        values = {**predicted.costs(e.architecture), "accuracy": e.accuracy}
-        violation = max((c.violation(values[c.objective.name]) for c in constraints), default=0.0)
-        candidates.append(Candidate(e.architecture, values, violation))
-    return candidates
-
-
-def nearest(candidates: Sequence[Candidate]) -> list[Candidate]:
-    """The few candidates that violate the constraints least: where a search goes on while nothing is feasible."""
-    return sorted(candidates, key=lambda c: (c.violation, c.architecture.to_json()))[:NEAREST]
-
-
-def nearest_miss(candidates: Sequence[Candidate], constraints: Sequence[Constraint]) -> dict[str, object]:
-    """The evaluated network that misses the constraints least, and the constraint that binds it."""
-    best = nearest(candidates)[0]
-    binding = max(constraints, key=lambda c: c.violation(best.values[c.objective.name]))
-    value, unit = best.values[binding.objective.name], binding.objective.unit
-    text = f"nothing is feasible: {binding.text} binds; the nearest network has {value:.4g} {unit}".rstrip()
-    return {"constraint": binding.text, "value": value, "unit": unit, "text": text}
-
-
-def _normalizer(
-    evaluated: Sequence[Evaluated], predicted: PredictedValues, objectives: Sequence[Objective]
-) -> tuple[Values, Callable[[Values], list[float]]]:
-    """Reference point (the worst of each objective) and the map of values to [0, 1], 0 the best that was evaluated."""
-    rows = [c.values for c in as_candidates(evaluated, predicted, ())]
-    losses = {o.name: [o.loss(row[o.name]) for row in rows] for o in objectives}
-    best = {name: min(values) for name, values in losses.items()}
-    width = {name: max(max(values) - best[name], 1e-12) for name, values in losses.items()}
-
-    def normalize(values: Values) -> list[float]:
-        return [(o.loss(values[o.name]) - best[o.name]) / width[o.name] for o in objectives]
-
-    return {o.name: o.loss(max(losses[o.name])) for o in objectives}, normalize

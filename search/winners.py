@@ -27,8 +27,8 @@ from predictors.size import model_bytes
 from search.candidates import Candidate
 from search.evaluation import Evaluator, Split
 from search.export import Tolerances, export, sha256, verify
+from search.fronts import nondominated
 from search.objectives import Objective
-from search.study import nondominated
 from spaces.choice import Architecture, Option
 from spaces.files import write_atomically
 from spaces.layers import LayerSpec, Network

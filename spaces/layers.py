@@ -21,12 +21,13 @@ from functools import cached_property, lru_cache
 
 from spaces.low_rank import rank_of
 from spaces.precision import FLOAT, FLOAT_BITS, PER_CHANNEL, PER_INPUT, PER_TENSOR, Precision, parse_precision
+from spaces.program import Program, Shape, as_map
 from spaces.sparsity import check_sparsity, kept_weights
 
 INPUT = "input"
-OPERATOR_NAMES = ("conv2d", "linear", "global_pool", "layer_norm", "attention")
+OPERATOR_NAMES = ("conv2d", "linear", "global_pool", "layer_norm", "attention", "traced")
 TOKEN_OPERATORS = ("layer_norm", "attention")
-ACTIVATIONS = ("none", "relu", "hard_swish")
+ACTIVATIONS = ("none", "relu", "hard_swish", "relu6")
 
 
 @dataclass(frozen=True)
@@ -34,8 +35,9 @@ class LayerSpec:
     """One deployable layer.
 
     Args:
-        operator: `conv2d`, `linear`, `global_pool`, `layer_norm` (over the channels of every token) or `attention` (the core of
-            multi-head self-attention, whose input holds queries, keys and values; see `spaces.tokens` for their order).
+        operator: `conv2d`, `linear`, `global_pool`, `layer_norm` (over the channels of every token), `attention` (the core of
+            multi-head self-attention, whose input holds queries, keys and values; see `spaces.tokens` for their order) or
+            `traced` (operations of a foreign network that are none of these; see `spaces.tracing`).
         in_channels: channels (features) of the input.
         out_channels: channels (features) of the output.
         height: rows of the input; 1 for `linear`.
@@ -43,14 +45,15 @@ class LayerSpec:
         kernel: side of the square kernel; padding is `kernel // 2`.
         stride: in both directions.
         groups: convolution groups; `in_channels` for a depthwise convolution.
-        activation: `none`, `relu` or `hard_swish`, applied last.
+        activation: `none`, `relu`, `hard_swish` or `relu6`, applied last.
         precision: of weights and arithmetic, such as `fp32`, `w8a8`, `w4@32` (see `spaces.precision`).
         input_bits: how the input tensor arrives. An integer layer that gets a float input quantizes it itself.
         output_bits: how the output tensor leaves.
-        skip_bits: how the tensor that is added before the activation arrives; 0: there is none.
+        skip_bits: how the tensor that is added before the activation arrives (of `traced`: its second input); 0: there is none.
         sparsity: pattern and kept share of the weight, `dense` or e.g. `group@1/2` (see `spaces.sparsity`).
         rank: the weight is a product of two factors that meet in so many channels; 0: it is one matrix.
         heads: of `attention`; 0 for every other operator.
+        program: of `traced`, see `spaces.program`; empty for every other operator.
     """
 
     operator: str
@@ -69,6 +72,7 @@ class LayerSpec:
     sparsity: str = "dense"
     rank: int = 0
     heads: int = 0
+    program: str = ""
 
     def __post_init__(self) -> None:
         sizes = (self.in_channels, self.out_channels, self.height, self.width, self.kernel, self.stride, self.groups)
@@ -88,6 +92,7 @@ class LayerSpec:
             check_sparsity(self.sparsity, self.weight_shape)
         self._check_rank()
         self._check_tokens()
+        self._check_program()
         if self.operator == "linear" and (self.height, self.width, self.skip_bits) != (1, 1, 0):
             raise ValueError(f"not a layer: {self}; a linear layer reads (n, channels, 1, 1) and adds no skip")
 
@@ -114,6 +119,21 @@ class LayerSpec:
         if attends and (self.in_channels != 3 * self.out_channels or self.out_channels % self.heads):
             raise ValueError(f"not a layer: {self}; {self.heads} heads read 3 * {self.heads} * width channels, give a third")
 
+    def _check_program(self) -> None:
+        if (self.operator == "traced") != bool(self.program):
+            raise ValueError(f"not a layer: program {self.program[:80]!r} of {self.operator}; traced has one, others have none")
+        if not self.program:
+            return
+        shapes = ((self.in_channels, self.height, self.width), self.out_channels, bool(self.skip_bits))
+        inputs, output = self.traced.inputs, as_map(self.traced.output)
+        if shapes != (as_map(inputs[0]), output[0], len(inputs) == 2) or (self.kernel, self.stride, self.groups) != (1, 1, 1):
+            raise ValueError(f"not a layer: {self}; its sizes are those of its program, and it has one input or two")
+
+    @property
+    def traced(self) -> Program:
+        """The program, taken apart."""
+        return Program.from_json(self.program)
+
     @cached_property
     def arithmetic(self) -> Precision:
         """The precision, taken apart."""
@@ -137,10 +157,14 @@ class LayerSpec:
 
     @property
     def out_height(self) -> int:
+        if self.program:
+            return as_map(self.traced.output)[1]
         return 1 if self.operator == "global_pool" else (self.height - 1) // self.stride + 1
 
     @property
     def out_width(self) -> int:
+        if self.program:
+            return as_map(self.traced.output)[2]
         return 1 if self.operator == "global_pool" else (self.width - 1) // self.stride + 1
 
     @property
@@ -149,7 +173,7 @@ class LayerSpec:
 
     @property
     def kind(self) -> str:
-        """What people call the layer: `depthwise`, `pointwise`, `conv`, `linear`, `pool`, `layer_norm` or `attention`."""
+        """What people call the layer: `depthwise`, `pointwise`, `conv`, `linear`, `pool`, or its operator."""
         if self.operator != "conv2d":
             return "pool" if self.operator == "global_pool" else self.operator
         return "depthwise" if self.depthwise else "pointwise" if self.kernel == 1 else "conv"
@@ -179,6 +203,8 @@ class LayerSpec:
     @property
     def parameters(self) -> int:
         """Kept weights and biases."""
+        if self.program:
+            return self.traced.parameters
         if self.operator == "layer_norm":
             return 2 * self.out_channels
         return self.kept_weights + (self.out_channels if self.weight_shape else 0)
@@ -191,6 +217,8 @@ class LayerSpec:
         """
         if self.operator == "global_pool":
             return self.input_elements
+        if self.program:
+            return self.traced.macs
         if self.operator == "layer_norm":
             return 3 * self.input_elements
         if self.operator == "attention":
@@ -221,6 +249,14 @@ class LayerSpec:
     def scratch_bytes(self) -> int:
         """Bytes of one sample that exist only while the layer runs: the float scores of attention, of every pair of tokens."""
         return 4 * self.heads * self.tokens**2
+
+    @property
+    def input_shapes(self) -> tuple[Shape, ...]:
+        """Shapes of the inputs without the batch: of the main one and, where there is one, of the skip."""
+        if self.program:
+            return self.traced.inputs
+        shapes = (self.in_channels, self.height, self.width), (self.out_channels, self.out_height, self.out_width)
+        return shapes if self.skip_bits else shapes[:1]
 
     @property
     def input_elements(self) -> int:
@@ -265,6 +301,7 @@ class LayerSpec:
         text += f" {self.activation}" if self.activation != "none" else ""
         text += f" rank {self.rank}" if self.rank else ""
         text += f" {self.heads} heads" if self.heads else ""
+        text += f" ({self.traced.operations})" if self.program else ""
         return text + (f" {self.sparsity}" if self.sparsity != "dense" else "")
 
 

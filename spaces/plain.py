@@ -93,6 +93,8 @@ def finish_layer(
         y = F.relu(y)
     elif spec.activation == "hard_swish":
         y = F.hardswish(y)
+    elif spec.activation == "relu6":
+        y = F.relu6(y)
     return quantize_output(y) if spec.output_bits < FLOAT_BITS else y
 
 
@@ -158,6 +160,9 @@ class PlainLayer(nn.Module):
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor | None = None) -> torch.Tensor:
         """Input `(n, in_channels, height, width)`, or anything that flattens to `(n, in_channels)` for a linear layer."""
+        if self.spec.operator == "traced":
+            traced: torch.Tensor = self.arithmetic(x) if skip is None else self.arithmetic(x, skip)
+            return traced
         y = self.arithmetic(enter_layer(self.spec, x, self.quantize_input))
         if self.norm is not None:
             y = self.norm(y)

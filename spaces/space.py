@@ -22,11 +22,13 @@ class Space(ABC):
     else follows: sampling, counting, features for predictors, tables' keys, the supernet and the exported graph.
 
     Attributes:
+        shares_weights: whether one supernet has the weights of all networks; else networks are trained one by one.
         selective: whether networks have masks that are chosen for the activations (`spaces.selective`).
     """
 
     name: str
     choices: tuple[Choice, ...]
+    shares_weights: bool = True
     selective: bool = False
 
     @abstractmethod

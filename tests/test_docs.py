@@ -10,17 +10,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from optuna.samplers import RandomSampler
 
 from latency_lut.device import Device
 from latency_lut.lowering import applicable
 from latency_lut.network import build_layer
+from predictors.accuracy import Ridge
 from search.data import Digits
-from search.evaluation import Evaluator, training_sample
+from search.evaluation import Evaluation, Evaluator, training_sample
+from search.evaluations import INITIAL, Evaluations
 from search.export import Tolerances, export, layer_weights, verify
+from search.objectives import Goal, parse_objectives
+from search.predicted import PredictedValues
 from search.proxies import PROXIES, gradients, score
 from search.relaxation import ExpectedCost, RelaxationSettings, search_member
+from search.strategies import guided
+from search.study import StudySettings, run_studies
 from search.training import SupernetTraining, train
+from search.workers import one_by_one
 from spaces import precision, sparsity
+from spaces.choice import Architecture
 from spaces.elastic import OPERATORS
 from spaces.layers import LayerSpec
 from spaces.mobile import MobileSpace
@@ -83,6 +92,26 @@ def test_the_proxy_scores(tiny_space: MobileSpace, digits: Digits) -> None:
         assert min(values) > 0.0
     finally:
         del PROXIES["input_gradient"]
+
+
+def test_the_search_strategy_searches(tiny_space: MobileSpace, tmp_path: Path) -> None:
+    names = {**vars(guided), "np": np, "__name__": "search.strategies.nearby"}
+    exec(compile(example("To add a strategy", SEARCHING), "nearby.py", "exec"), names)
+
+    def measure(architecture: Architecture) -> Evaluation:
+        return Evaluation(min(1.0, tiny_space.network(architecture).weight_bytes / 1e4), 1.0)
+
+    objectives = parse_objectives(["accuracy", "parameters"], [])
+    goal = Goal((), tuple(objectives), ())
+    evaluations = Evaluations(tmp_path / "evaluations.parquet", tiny_space, "key")
+    evaluations.evaluate([tiny_space.smallest()], INITIAL, one_by_one(measure))
+    predicted = PredictedValues(tiny_space, goal.values, {}, device="x86")
+    settings = StudySettings(40, 3, 6, 0)
+    search = (Ridge, lambda seed: RandomSampler(seed=seed), one_by_one(measure), settings)
+    result = run_studies({goal: predicted}, evaluations, *search, new_strategy=names["Nearby"])[goal]
+    assert all(0 < len(evaluations.of(f"round {n}")) <= 6 for n in (1, 2, 3))
+    volumes = list(result.hypervolumes.values())
+    assert volumes[0] < volumes[-1]
 
 
 def test_the_gradient_strategy_searches(tiny_space: MobileSpace, digits: Digits, tmp_path: Path) -> None:

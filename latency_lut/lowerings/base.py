@@ -37,6 +37,7 @@ class LayerWeights:
         factor: float32 of the first of `LayerSpec.factor_shapes`, for layers with a rank.
         factor_encoded: how `factor` is stored.
         factor_range: range of what an integer layer with a rank computes between its factors.
+        traced: float32 weights of a program, in its order.
     """
 
     weight: np.ndarray | None = None
@@ -48,9 +49,10 @@ class LayerWeights:
     factor: np.ndarray | None = None
     factor_encoded: EncodedWeight | None = None
     factor_range: Range | None = None
+    traced: tuple[np.ndarray, ...] = ()
 
 
-Core = Callable[[GraphBuilder, LayerSpec, LayerWeights, Tensor], ir.Value]
+Core = Callable[..., ir.Value]  # of graph, layer, weights and input; of a program also its second input
 
 
 def as_itself(spec: LayerSpec) -> LayerSpec:
@@ -140,6 +142,8 @@ def lower(name: str, g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x:
     """
     if name not in LOWERINGS or LOWERINGS[name].model_kind != ONNX or not LOWERINGS[name].applies(spec):
         raise ValueError(f"lowering {name!r} does not apply to {spec}; allowed are {', '.join(applicable(spec))}")
+    if spec.program:  # its second input is no addition
+        return Tensor(LOWERINGS[name].core(g, spec, weights, x, skip))
     y = LOWERINGS[name].core(g, spec, weights, x)
     if spec.quantizes_sum:
         quantized = g.quantize(y, *activation_grid(*range_of(weights.sum_range, "sum_range", spec)), name="sum_q")
@@ -155,6 +159,8 @@ def lower(name: str, g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x:
 def _activation(g: GraphBuilder, spec: LayerSpec, y: ir.Value) -> ir.Value:
     if spec.activation == "hard_swish":
         return g.op("HardSwish", [y], "act")
+    if spec.activation == "relu6":
+        return g.op("Clip", [y, *(g.constant(f"act_{v}", np.array(v, np.float32)) for v in (0, 6))], "act")
     # Between two quantized tensors onnxruntime turns a float Conv into an integer one (WeightBiasQuantization), with other
     # speed and other outputs than the architecture says. It looks through Relu only; a LeakyRelu computes the same (slope 0
     # is ReLU, slope 1 the identity), fuses into the Conv for free, and stops it.

@@ -38,7 +38,7 @@ def has_groups(spec: LayerSpec) -> bool:
 
 
 def _is_one_node(spec: LayerSpec) -> bool:
-    return computes_in_floats(spec) and not spec.rank and spec.operator not in TOKEN_OPERATORS
+    return computes_in_floats(spec) and not spec.rank and spec.operator not in (*TOKEN_OPERATORS, "traced")
 
 
 @lowering("fp32", _is_one_node, as_dense_float)

@@ -103,6 +103,8 @@ class LayerProgram(nn.Module):
             y = F.relu(y)
         elif self.spec.activation == "hard_swish":
             y = F.hardswish(y)
+        elif self.spec.activation == "relu6":
+            y = F.relu6(y)
         return y if self.output_grid is None else self.output_grid.quantize(y)
 
 

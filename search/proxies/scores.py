@@ -32,7 +32,7 @@ class ProxySettings:
     """
 
     features: Sequence[str] = ()
-    images: int = 64
+    images: int = 32
 
     def __post_init__(self) -> None:
         check_names("proxies.features", self.features)

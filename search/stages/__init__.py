@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from search.job import EVALUATIONS_FILE, FINISHED_FOLDER, RELAXED_FOLDER, SUPERNET_FILE, Job
 from search.run import Facts
 from search.stages.deliver import export_winners, report_run
-from search.stages.find import search_study
+from search.stages.find import STRATEGY_FOLDER, search_study
 from search.stages.finish import finish_winners
 from search.stages.learn import fit_predictors, train_supernet
 from search.stages.measure import describe_space, measure_tables, print_choices
@@ -51,6 +51,7 @@ def of_devices(names: tuple[str, ...], job: Job) -> list[str]:
     return list(dict.fromkeys(name.replace("DEVICE", device) for name in names for device in job.devices))
 
 
+STUDY_FILES = ("study.log", "front.csv", "points.json")
 TABLES = ("tables/DEVICE.parquet",)
 
 # Tables and evaluations stay when settings change: both know what they belong to, and take what still fits.
@@ -74,7 +75,7 @@ STAGES = (
         unfinished=(EVALUATIONS_FILE,),
     ),
     Stage("relax", relax_choices, (RELAXED_FOLDER,), ()),
-    Stage("study", search_study, ("study.log", "front.csv", "points.json"), ("study.log", "front.csv", "points.json")),
+    Stage("study", search_study, (*STUDY_FILES, STRATEGY_FOLDER), STUDY_FILES),
     Stage("finish", finish_winners, (FINISHED_FOLDER,), ()),
     Stage("export", export_winners, ("winners", "baselines"), ()),
     Stage("report", report_run, ("report.html", SUMMARY_FILE), ("report.html", SUMMARY_FILE)),

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from latency_lut.device import Device
 from latency_lut.pays import never_pays, what_pays
 from predictors.size import model_bytes
-from search import __version__, study, winners
+from search import __version__, fronts, winners
 from search.candidates import Candidate
 from search.evaluations import INITIAL, RANDOM
 from search.job import Job
@@ -28,7 +28,7 @@ def export_winners(job: Job) -> Facts:
     for goal, chosen in chosen_winners(job).items():
         predicted = job.predicted[goal]
         sources = (INITIAL, RANDOM)
-        random_front = study.evaluated_front(job.evaluations.of(*sources), predicted, goal.objectives, goal.constraints)
+        random_front = fronts.evaluated_front(job.evaluations.of(*sources), predicted, goal.objectives, goal.constraints)
         picked = winners.pick(random_front, [], goal.objectives, job.export.random_winners) if random_front else []
         for name in goal.devices:
             device = job.devices[name]

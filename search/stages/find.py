@@ -9,7 +9,7 @@ import time
 
 import optuna
 
-from search import study, winners
+from search import fronts, study, winners
 from search.candidates import Candidate, FinishedStudy, archive
 from search.evaluations import RANDOM
 from search.job import Job
@@ -22,6 +22,7 @@ from spaces.errors import UserError
 from spaces.files import write_atomically
 
 CLOUD_POINTS = 2000
+STRATEGY_FOLDER = "strategy"
 
 Results = dict[Goal, study.StudyResult]
 
@@ -40,15 +41,21 @@ def search_study(job: Job) -> Facts:
         job.progress.advance,
         left_out=unpaid,
         relaxed=relaxed_architectures(job),
+        new_strategy=job.strategy,
+        scores=lambda names, architectures, on_progress: job.proxy_scores.scores(names, architectures, on_progress),
     )
     begin = time.perf_counter()
     archive(job.path("study.log"), job.space, {study_name(job, g): finished(g, result) for g, result in results.items()})
     archive_s = time.perf_counter() - begin
     write_fronts(job, results)
     write_points(job, results)
+    for goal, result in results.items():
+        for name, content in result.files.items():
+            write_atomically(job.path(f"{STRATEGY_FOLDER}/{goal.name}/{name}"), content)
     facts = {
         "archive_s": archive_s,
         "rounds": job.study.rounds,
+        "strategy": job.strategy().name,
         "sampler": type(job.sampler(job.seed)).__name__,
         "evaluations": len(job.evaluations),
     }
@@ -88,9 +95,12 @@ def figures(job: Job, goal: Goal, result: study.StudyResult, unpaid: LeftOut) ->
     whose = f"{goal.name}: " if len(job.goals) > 1 else ""
     if result.nearest_miss is not None:
         job.progress.say(f"  {whose}{result.nearest_miss['text']}")
+    name = job.strategy().name
+    verdict = "" if volumes[-1] > result.hypervolume_random else f": {name} does not beat random search"
     job.progress.say(
         f"  {whose}{len(result.candidates)} candidates ({rate:.0f} a second), {len(job.evaluations)} networks evaluated, "
-        f"{len(result.front)} on the front; hypervolume {volumes[-1]:.3f}, random search {result.hypervolume_random:.3f}"
+        f"{len(result.front)} on the front; hypervolume {volumes[-1]:.3f}, "
+        f"random search {result.hypervolume_random:.3f}{verdict}"
     )
     if result.hypervolume_relaxed is not None:
         alone, by_random = result.hypervolume_relaxed
@@ -154,7 +164,7 @@ def chosen_winners(job: Job) -> dict[Goal, list[Candidate]]:
     """The networks to ship of each front, the fastest on its first device first; short fronts are filled up from behind."""
     chosen: dict[Goal, list[Candidate]] = {}
     for goal, front in read_fronts(job).items():
-        evaluated = study.as_candidates(list(job.evaluations), job.predicted[goal], goal.constraints)
+        evaluated = fronts.as_candidates(list(job.evaluations), job.predicted[goal], goal.constraints)
         feasible = [c for c in evaluated if c.feasible]
         picked = winners.pick(front, feasible, goal.objectives, job.export.winners) if front else []
         first = f"latency@{goal.devices[0]}"

@@ -159,7 +159,7 @@ def test_a_model_that_does_not_load_is_told_and_left_out(bundle, tmp_path):
     content = b"not a model"
     (tmp_path / "models" / "p00020.onnx").write_bytes(content)
     model = next(model for model in manifest["models"] if model["id"] == "p00020")
-    model |= {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    model |= {"size_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     assert run(tmp_path / "runner.py").returncode == 0
     lines = read(tmp_path / "results.jsonl")

@@ -28,7 +28,7 @@ SMALL = [
     "networks=8",
 ]
 
-DEVICES = "Available options in 'device': arm cuda ort_cuda ort_tensorrt torch_cpu wasm wasm_chromium x86"
+DEVICES = "Available options in 'device': arm cuda ort_cuda ort_tensorrt phone pi torch_cpu wasm wasm_chromium x86"
 
 
 def lacks(runtime, provider):
@@ -86,6 +86,10 @@ def command(tmp_path, monkeypatch, capsys):
         ),
         (["-m", "space.max_width=2,3"], "max_width=2"),
         (["target_error=2"], "target_error is 2"),
+        (["device=pi", "devices.pi.reach.host='-oProxyCommand=id'"], "host is '-oProxyCommand=id'; allowed are values such"),
+        (["device=pi", "devices.pi.reach.folder=../x"], "transport: folder is '../x'; allowed are values such as netwright"),
+        (["device=phone"], "Missing mandatory value: devices.phone.reach.serial"),
+        (["device=pi", "budget_s=3"], "device pi is elsewhere; target_error and budget_s choose here, leave them away"),
     ],
 )
 def test_mistakes_take_one_line_each_and_status_2(command, tmp_path, arguments, said):
@@ -136,6 +140,15 @@ def test_a_bug_keeps_its_traceback(command):
         command(function=broken)
 
 
+def test_of_a_group_mistakes_are_told_and_bugs_keep_their_traceback(command, capsys):
+    def broken(config):
+        raise ExceptionGroup("devices failed", [UserError("the width is 3"), ZeroDivisionError("a bug"), UserError("no way")])
+
+    with pytest.raises(ZeroDivisionError):
+        command(function=broken)
+    assert capsys.readouterr().err.startswith("error: the width is 3\nerror: no way\n")
+
+
 def test_bugs_inside_a_constructor_are_no_mistakes(command):
     from hydra.utils import instantiate
 
@@ -173,7 +186,7 @@ def test_help_explains(command):
     assert status == 0
     for text in (
         "python -m latency_lut device=x86",
-        "device: arm, cuda, ort_cuda, ort_tensorrt, torch_cpu, wasm, wasm_chromium, x86",
+        "device: arm, cuda, ort_cuda, ort_tensorrt, phone, pi, torch_cpu, wasm, wasm_chromium, x86",
         "max_pairs",
     ):
         assert text in out

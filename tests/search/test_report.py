@@ -453,3 +453,12 @@ def test_a_gradient_search_is_shown_and_told_when_it_does_not_beat_random(tmp_pa
     assert "tangle, accuracy measured" in text
     summary["study"]["hypervolume_relaxed"] = [0.6, 0.5]
     assert "does not beat" not in Page(written(summary, tmp_path)).text
+
+
+def test_a_search_that_does_not_beat_random_search_says_so(tmp_path: Path) -> None:
+    found = written(example(), tmp_path)
+    assert "+11.2 % over random search at equal budget" in found
+    assert "does not beat" not in Page(found).text
+    study = {**EXAMPLE["study"], "strategy": "reinforce", "hypervolume": 0.54}
+    page = Page(written(example(study=study), tmp_path))
+    assert "-2.1 % over random search at equal budget, so reinforce does not beat it" in page.text

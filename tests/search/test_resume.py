@@ -159,6 +159,53 @@ def test_killed_in_a_gradient_search_and_started_again(
     assert 0.0 <= study["hypervolume_relaxed"][0] <= study["hypervolume"]
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        (
+            "study=training_free",
+            "study.candidates=24",
+            "study.strategy.proxies=[synflow,snip]",
+            "study.strategy.weights._target_=optuna.samplers.TPESampler",
+            "study.strategy.networks=2",
+            "proxies.images=8",
+        ),
+        ("study.strategy.choose=hypervolume",),
+        ("study=reinforce", "study.strategy.batch=8", "study.candidates=160"),
+    ],
+    ids=["training_free", "guided", "reinforce"],
+)
+def test_killed_in_a_search_strategy_and_started_again(
+    call: Call, tiny_job: Job, finished: Path, tiny_tables: Path, tmp_path: Path, strategy: Job
+) -> None:
+    for name in ("run", "whole"):
+        begun_before("study", finished, tiny_tables, tmp_path / name)
+    job = (*tiny_job, *strategy, "stages=[predictors,study]")
+    whole = call(tmp_path, *job, "run=whole")
+    assert (whole.status, whole.err) == (0, "")
+    for before, number in (("evaluations.parquet", 1), ("evaluations.parquet", 2), ("study.log", 1)):
+        killed = call(tmp_path, *job, "run=run", kill_before=[before, number])
+        assert killed.status == -signal.SIGKILL, killed.err
+        assert record(tmp_path / "run")["study"]["done"] is False
+    again = call(tmp_path, *job, "run=run")
+    assert (again.status, again.err) == (0, "")
+    assert (tmp_path / "run" / "front.csv").read_text() == (tmp_path / "whole" / "front.csv").read_text()
+    run, undisturbed = (record(tmp_path / name)["study"]["facts"] for name in ("run", "whole"))
+    study = run["studies"]["x86"]
+    assert study == {**undisturbed["studies"]["x86"], "candidates_per_s": study["candidates_per_s"]}
+    name = run["strategy"]
+    assert name == (strategy[0].partition("study=")[2] or "guided")
+    beaten = study["hypervolume"] > study["hypervolume_random"]
+    assert (f"{name} does not beat random search" in again.out) is not beaten
+    left = [(tmp_path / run / "strategy/x86/policy.safetensors") for run in ("run", "whole")]
+    assert [path.exists() for path in left] == 2 * [name == "reinforce"]
+    if name == "reinforce":  # and what is left begins another run
+        assert left[0].read_bytes() == left[1].read_bytes()
+        ended = call(tmp_path, *job, f"study.strategy.policy={left[1]}", "run=run")
+        assert (ended.status, ended.err) == (0, "")
+        assert left[0].read_bytes() != left[1].read_bytes()
+
+
 def begun_before(stage: str, finished: Path, tables: Path, run: Path) -> None:
     """A run that was stopped when `stage` was about to begin."""
     run.mkdir()

@@ -18,18 +18,11 @@ from predictors.size import model_bytes
 from search.candidates import Candidate
 from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
+from search.fronts import choose, evaluated_front, nearest_miss, nondominated
 from search.left_out import NOTHING, LeftOut
 from search.objectives import Constraint, Goal, goals_of, parse_constraint, parse_objectives
 from search.predicted import PredictedValues
-from search.study import (
-    StudyResult,
-    StudySettings,
-    choose,
-    evaluated_front,
-    nearest_miss,
-    nondominated,
-    run_studies,
-)
+from search.study import StudyResult, StudySettings, run_studies
 from search.workers import one_by_one
 from spaces.choice import Architecture
 from spaces.mobile import MobileSpace

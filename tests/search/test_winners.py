@@ -19,8 +19,8 @@ from search.candidates import Candidate
 from search.data import Digits
 from search.evaluation import Evaluator, collect
 from search.export import Tolerances, sha256
+from search.fronts import nondominated
 from search.objectives import parse_objectives
-from search.study import nondominated
 from search.winners import Exporter, baselines_of, beaten, feed_back, pick, uniform
 from spaces.choice import Architecture
 from spaces.mobile import MobileSpace

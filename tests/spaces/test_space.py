@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 import itertools
 import math
@@ -21,6 +21,7 @@ import spaces as spaces_room
 from spaces.choice import Architecture, Choice
 from spaces.layers import INPUT, LayerSpec, Network, NetworkBuilder
 from spaces.mobile import MobileSpace
+from spaces.nni import NniSpace
 from spaces.space import Space
 from spaces.transformer import TransformerSpace
 
@@ -64,6 +65,10 @@ def transformer(**options: object) -> Space:
     return TransformerSpace(**{**defaults, **options})  # type: ignore[arg-type]
 
 
+def nni(resolutions: list[int], **model: object) -> Space:
+    return NniSpace({"_target_": "tests.spaces.nni_spaces.Small", "inputs": False, **model}, 3, 10, resolutions)
+
+
 ONE_STAGE = [{"widths": [4, 6], "depths": [1], "stride": 2}]
 
 
@@ -104,6 +109,9 @@ SPACES: dict[str, Callable[[], Space]] = {
     "transformer_float": lambda: transformer(precisions=["fp32"], patch=1, depths=[2]),
     "toy": ToySpace,
 }
+WITH_NNI = importlib.util.find_spec("nni") is not None  # it has no wheels for some processors
+if WITH_NNI:
+    SPACES["nni"] = lambda: nni([8, 12], channels=3)
 TINY: dict[str, Callable[[], Space]] = {
     "mobile": lambda: mobile(
         resolutions=[8], stem=[4], stages=ONE_STAGE, expansions=[1, 2], kernels=[3], head=[8], sparsities=["dense", "group@1/2"]
@@ -135,6 +143,9 @@ TINY: dict[str, Callable[[], Space]] = {
     "toy": ToySpace,
 }
 
+if WITH_NNI:
+    TINY["nni"] = lambda: nni([8], channels=3, widths=[4])
+
 
 @cache
 def space_of(name: str) -> Space:
@@ -158,6 +169,7 @@ def enumeration_of(name: str) -> frozenset[Architecture]:
 
 
 every_space = pytest.mark.parametrize("name", SPACES)
+every_shared_space = pytest.mark.parametrize("name", [name for name in SPACES if name != "nni"])
 every_tiny_space = pytest.mark.parametrize("name", TINY)
 
 
@@ -170,6 +182,8 @@ def test_every_space_of_the_room_is_under_test() -> None:
         if issubclass(entry, Space) and not inspect.isabstract(entry)
     }
     assert classes
+    if not WITH_NNI:
+        classes.remove(NniSpace)
     assert classes <= {type(space_of(name)) for name in SPACES}
     assert classes <= {type(factory()) for factory in TINY.values()}
 
@@ -187,7 +201,7 @@ def test_every_sample_builds(name: str) -> None:
         assert min(network.macs, network.parameters, network.weight_bytes, network.peak_activation_bytes) > 0
 
 
-@every_space
+@every_shared_space
 def test_every_layer_fits_into_the_largest_networks_layer_of_the_same_name(name: str) -> None:
     """A supernet slices the largest network's weights."""
     space = space_of(name)
@@ -203,7 +217,7 @@ def test_every_layer_fits_into_the_largest_networks_layer_of_the_same_name(name:
             assert (node.spec.groups == 1) == (outer.groups == 1)
 
 
-@every_space
+@every_shared_space
 def test_layers_keep_their_order(name: str) -> None:
     space = space_of(name)
     order = [node.name for node in space.network(space.largest()).nodes]
