@@ -108,7 +108,8 @@ def mistake(error: BaseException) -> str | None:
 
 def _is_of_a_launcher(error: BaseException) -> bool:
     """Whether a launcher says that the process of a job is gone; launchers need not be installed."""
-    return type(error).__module__.partition(".")[0] == "submitit" or type(error).__name__ == "TerminatedWorkerError"
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return type(error).__module__.partition(".")[0] == "submitit" or bool(names & {"TerminatedWorkerError", "RayError"})
 
 
 def _names_wrongly(error: InstantiationException) -> bool:

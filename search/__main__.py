@@ -50,11 +50,13 @@ from search.study import StudySettings
 from search.summary import SUMMARY_FILE, read_summary
 from search.sweep import JOBS_FOLDER, SweepRecorder, job_of, with_folder
 from search.sweep_report import tell_sweep
+from search.training.alone import AloneSettings
 from search.training.finishing import FinishSettings
 from search.training.parallel import Processes
 from spaces.entangled import check_held
 from spaces.errors import UserError
 from spaces.files import write_atomically
+from spaces.space import Space
 from spaces.supernet import check_estimators
 
 
@@ -103,6 +105,11 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
     with StageProgress(console) as progress, ExitStack() as held:
         worker_command = (*kept_overrides(overrides), f"run={path}", "stages=[supernet]", *own_processes(overrides))
         job = build_job(config, settings, path, progress, processes, worker_command)
+        for name in ("relax", "finish"):
+            if name in stages and not job.space.shares_weights:
+                raise UserError(
+                    f"stage {name} needs a supernet, and {job.space.name} does not share weights; leave it out of stages"
+                )
         if processes.rank > 0:
             join_training(job, stages)
             return
@@ -154,7 +161,7 @@ def do_stage(job: Job, stage: Stage, shared: SharedStages | None) -> None:
     def action() -> None:
         job.run.do(stage.name, fingerprint, stage.leaves, lambda: stage.action(job), makes, stage.always)
 
-    if shared is not None and stage.shared:
+    if shared is not None and stage.shared and (job.space.shares_weights or stage.name == "tables"):
         files, unfinished = of_devices(stage.shared, job), of_devices(stage.unfinished, job)
         shared.do(job.run, stage.name, fingerprint, stage.leaves, files, unfinished, action)
     else:
@@ -240,6 +247,7 @@ def build_job(
     predictor = instantiate(config.predictor)
     with told("supernet"):
         inspect.signature(training.func).bind_partial(**training.keywords)
+    check_training(space, training, storage)
     with told("study.sampler"):
         sampler(config.seed)
     strategy = instantiate(study.strategy, _convert_="all")
@@ -287,6 +295,26 @@ def build_job(
         progress=progress,
         run=Run(path),  # last: a mistake leaves no folder behind
     )
+
+
+def check_training(space: Space, training: Callable[..., Any], storage: object) -> None:
+    """Make sure that a space is trained as it can be.
+
+    Raises:
+        UserError: a supernet of a space without shared weights, or networks one by one of one that has them.
+    """
+    if (getattr(training, "func", None) is AloneSettings) == space.shares_weights:
+        has, allowed = (
+            ("shares", "sandwich, or others of conf/supernet") if space.shares_weights else ("does not share", "one_by_one")
+        )
+        raise UserError(f"space {space.name} {has} weights between networks; allowed is supernet={allowed}")
+    if space.shares_weights:
+        return
+    training()
+    if storage is not None or HydraConfig.get().runtime.choices.get("evaluator") not in (None, "local"):
+        raise UserError(
+            f"networks of {space.name} are trained in this process; allowed are evaluator=local and study.storage=null"
+        )
 
 
 @contextmanager

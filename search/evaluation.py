@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import pytorch_lightning as pl
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional as F
 
 from spaces.choice import Architecture
 from spaces.plain import PlainNetwork
-from spaces.supernet import Supernet
+from spaces.space import Space
 
 CALIBRATION_BATCH = 128
 
@@ -22,6 +23,15 @@ class Evaluation:
 
     accuracy: float
     loss: float
+
+
+class Weights(Protocol):
+    """Where networks come from: a supernet, or what was trained one by one."""
+
+    space: Space
+
+    def extract(self, architecture: Architecture) -> PlainNetwork:
+        """The network, in training mode where it has to be recalibrated."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +54,17 @@ class Evaluator:
     def __init__(self, calibration: Sequence[torch.Tensor], split: Split, batch_size: int = 256) -> None:
         self.calibration, self.split, self.batch_size = list(calibration), split, batch_size
 
-    def plain(self, supernet: Supernet, architecture: Architecture) -> PlainNetwork:
-        """The network as it would ship: extracted, recalibrated, in evaluation mode, batch norm folded."""
-        network = supernet.extract(architecture)
-        network.recalibrate(self.calibration)
+    def plain(self, weights: Weights, architecture: Architecture) -> PlainNetwork:
+        """The network as it would ship: extracted, calibrated, in evaluation mode, batch norm folded."""
+        network = weights.extract(architecture)
+        if network.training:
+            network.recalibrate(self.calibration)
         network.fold()
         return network
 
-    def evaluate(self, supernet: Supernet, architecture: Architecture) -> Evaluation:
-        """Accuracy and loss of an architecture with the supernet's weights."""
-        return self.measure(self.plain(supernet, architecture))
+    def evaluate(self, weights: Weights, architecture: Architecture) -> Evaluation:
+        """Accuracy and loss of an architecture with these weights."""
+        return self.measure(self.plain(weights, architecture))
 
     def measure(self, network: PlainNetwork) -> Evaluation:
         """Accuracy and loss of a plain network."""

@@ -1,4 +1,4 @@
-"""The networks that were evaluated with the supernet: one Parquet file, written after every few evaluations."""
+"""The networks that were evaluated: one Parquet file, written after every few evaluations."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,11 +27,14 @@ from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
 from predictors.wishes import wishes_of
 from search import __version__
+from search.candidates import Candidate
 from search.data import check_batch, fingerprint
-from search.evaluation import Evaluation, Evaluator, Split, calibration_batches, collect, training_sample
+from search.evaluation import Evaluation, Evaluator, Split, Weights, calibration_batches, collect, training_sample
 from search.evaluations import Evaluations
 from search.export import Tolerances
+from search.fronts import choose
 from search.objectives import Goal, devices_of
+from search.one_by_one import Halving, TrainedNetworks
 from search.predicted import PredictedValues
 from search.progress import StageProgress
 from search.proxies import ProxyScores, ProxySettings, compressed
@@ -39,7 +43,6 @@ from search.run import Run, digest
 from search.shared_study import SharedStudy
 from search.strategies import SearchStrategy
 from search.study import StudySettings
-from search.training import SupernetTraining
 from search.training.finishing import FinishSettings
 from search.training.parallel import Processes
 from search.workers import Workers
@@ -54,6 +57,7 @@ EVALUATIONS_FILE = "evaluations.parquet"
 PROXIES_FILE = "proxies.parquet"
 FINISHED_FOLDER = "finished"
 RELAXED_FOLDER = "relaxed"
+ALONE_FOLDER = "supernet/alone"
 
 
 @dataclass(frozen=True)
@@ -123,7 +127,8 @@ class Job:
         goals: what each study looks for.
         seed: of everything that is drawn.
         estimators: how sparse and quantized weights are trained.
-        training: makes the supernet's training from `(supernet, seed, evaluator, on_epoch)`.
+        training: makes the supernet's training from `(supernet, seed, evaluator, on_epoch)`; for a space without shared weights
+            the `AloneSettings` of its networks, from nothing.
         predictor: makes an accuracy predictor.
         sampler: makes an Optuna sampler from a seed.
         new_workers: makes those who evaluate networks, from `(evaluator, supernet)`.
@@ -151,7 +156,7 @@ class Job:
     goals: Sequence[Goal]
     seed: int
     estimators: Estimators
-    training: Callable[..., SupernetTraining]
+    training: Callable[..., Any]
     predictor: Callable[[], AccuracyPredictor]
     sampler: Callable[[int], BaseSampler]
     new_workers: Callable[..., Workers]
@@ -340,8 +345,15 @@ class Job:
             raise UserError(f"{path} is damaged ({reason}); delete {self.path('stages.json')} to train again") from error
         return supernet
 
-    def weights(self, architecture: Architecture) -> Supernet:
-        """The weights with which an architecture ships: finished ones where there are some, else the supernet's.
+    @cached_property
+    def networks(self) -> Weights:
+        """Where networks come from: the supernet, or where there is none, what was trained one by one."""
+        if self.space.shares_weights:
+            return self.supernet
+        return TrainedNetworks(self.path(f"{ALONE_FOLDER}/{self.evaluations_key}"), self.space)
+
+    def weights(self, architecture: Architecture) -> Weights:
+        """The weights with which an architecture ships: finished ones where there are some, else those of `networks`.
 
         Raises:
             UserError: the file with them is missing or damaged.
@@ -350,7 +362,7 @@ class Job:
         for network in networks:
             if network["kept"] == "finished" and network["architecture"] == dict(architecture):
                 return self._loaded(self.path(network["file"]))
-        return self.supernet
+        return self.networks
 
     @property
     def evaluations_key(self) -> str:
@@ -363,14 +375,29 @@ class Job:
 
     @cached_property
     def workers(self) -> Workers:
-        """Who evaluates networks with the supernet.
+        """Who evaluates networks, with the supernet or by training them.
 
         Raises:
             UserError: they cannot be reached.
         """
+        if isinstance(self.networks, TrainedNetworks):
+            parts = (self.networks, self.training(), self.ready_data, self.evaluator, self.seed)
+            return Halving(*parts, self._promoted, self.progress.advance)
         if self.storage is None:
             return self.new_workers(evaluator=self.evaluator, supernet=self.supernet)
         return self.shared_study
+
+    def _promoted(self, accuracies: Mapping[Architecture, float], count: int) -> list[Architecture]:
+        """The networks that are worth training further: front after front of what any study looks for."""
+        values: dict[Architecture, dict[str, float]] = {a: {"accuracy": accuracy} for a, accuracy in accuracies.items()}
+        violations = dict.fromkeys(accuracies, math.inf)
+        for goal, predicted in self.predicted.items():
+            for architecture, known in values.items():
+                known.update(predicted.costs(architecture))
+                missed = max((c.violation(known[c.objective.name]) for c in goal.constraints), default=0.0)
+                violations[architecture] = min(violations[architecture], missed)
+        objectives = dict.fromkeys(objective for goal in self.goals for objective in goal.objectives)
+        return choose([Candidate(a, values[a], violations[a]) for a in accuracies], list(objectives), count)
 
     @cached_property
     def shared_study(self) -> SharedStudy:

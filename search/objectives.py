@@ -28,7 +28,7 @@ UNITS: dict[str, dict[str, float]] = {
 }
 ON_DEVICE = ("latency", "peak_memory", "energy")  # quantities that each device has its own of
 SOURCES = {
-    "accuracy": "validation accuracy with the supernet's weights",
+    "accuracy": "validation accuracy with the supernet's weights, or of networks trained one by one",
     "latency": "predicted from the device's table",
     "peak_memory": "most bytes that a run holds on the device, predicted from the layers and from measured networks",
     "energy": "of one run, predicted from the layers' times and networks whose energy the device's meter measured",

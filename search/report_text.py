@@ -97,11 +97,17 @@ def noise(summary: Summary) -> str:
     return f"With {images:,.0f} test images, one standard error of an accuracy of {100 * best:.1f} % is {points:.1f} points."
 
 
+def shares_weights(summary: Summary) -> bool:
+    """Whether there was a supernet; else networks were trained one by one."""
+    return bool((summary.get("space") or {}).get("shares_weights", True))
+
+
 def accuracy_predictor(summary: Summary) -> str:
     """Which predictor of accuracy was used, and how it was chosen."""
     used = summary.get("accuracy_predictor") or {}
     name, compared = str(used.get("kind", "n/a")).replace("_", " "), used.get("compared") or {}
-    text = f"Predictor {name}, fitted to {shown(used.get('n'), ',.0f')} architectures evaluated with the supernet's weights."
+    how = "evaluated with the supernet's weights" if shares_weights(summary) else "trained one by one"
+    text = f"Predictor {name}, fitted to {shown(used.get('n'), ',.0f')} architectures {how}."
     proxies = used.get("proxies") or {}
     if proxies:
         taus = [shown(tau, ".2f") for tau in (used.get("kendall_tau"), proxies.get("kendall_tau_without"))]

@@ -104,7 +104,7 @@ def summarize(
         **first,
         "devices": devices if len(devices) > 1 else {},
         "tolerances": asdict(job.export.tolerances),
-        "notes": notes(exported, bool(facts["finish"])),
+        "notes": notes(exported, bool(facts["finish"]), job.space.shares_weights),
     }
 
 
@@ -192,9 +192,16 @@ def cost_figures(job: Job, facts: Mapping[str, Mapping[str, Any]], exported: Map
     }
 
 
-def notes(exported: Mapping[str, Mapping[str, Any]], finished: bool) -> list[str]:
-    """What a reader should know about the figures of this run; `exported` is by device."""
-    lines = [
+_NOTES_ONE_BY_ONE = (
+    "Networks were trained one by one. Accuracies on the front are measured on validation data; those of winners and "
+    "baselines on test data in the runtime. A network that successive halving stopped early has the accuracy that it had then, "
+    "and ships with those weights.",
+    "Baselines were trained in the same way, and stopped in the same way, as the winners.",
+)
+
+
+def _notes_of_supernet(finished: bool) -> list[str]:
+    return [
         "Accuracies on the front are measured on validation data with the supernet's weights; those of winners and "
         "baselines on test data in the runtime."
         + ("" if finished else " Winners are not fine-tuned; the stage `finish` does that."),
@@ -205,6 +212,11 @@ def notes(exported: Mapping[str, Mapping[str, Any]], finished: bool) -> list[str
             else ""
         ),
     ]
+
+
+def notes(exported: Mapping[str, Mapping[str, Any]], finished: bool, shared: bool) -> list[str]:
+    """What a reader should know about the figures of this run; `exported` is by device, `shared` whether weights are."""
+    lines = _notes_of_supernet(finished) if shared else list(_NOTES_ONE_BY_ONE)
     for device, made in exported.items():
         where = f" on {device}" if len(exported) > 1 else ""
         if made["winners"] and abs(made["speed"] - 1.0) > 0.05:

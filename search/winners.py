@@ -25,7 +25,7 @@ from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
 from predictors.size import model_bytes
 from search.candidates import Candidate
-from search.evaluation import Evaluator, Split
+from search.evaluation import Evaluator, Split, Weights
 from search.export import Tolerances, export, sha256, verify
 from search.fronts import nondominated
 from search.objectives import Objective
@@ -34,7 +34,6 @@ from spaces.files import write_atomically
 from spaces.layers import LayerSpec, Network
 from spaces.precision import FLOAT
 from spaces.space import Space
-from spaces.supernet import Supernet
 
 CARD_SCHEMA = 1
 Provenance = Mapping[str, object]
@@ -46,7 +45,7 @@ class Exporter:
 
     Args:
         space: of the architectures.
-        supernet: trained.
+        supernet: trained; or what was trained one by one.
         evaluator: recalibrates.
         test: images that the search has not seen.
         device: the target.
@@ -58,7 +57,7 @@ class Exporter:
     """
 
     space: Space
-    supernet: Supernet
+    supernet: Weights
     evaluator: Evaluator
     test: Split
     device: Device
@@ -73,7 +72,7 @@ class Exporter:
         """What a model's file is called: `model.onnx`, or `model.pt2` for the runtime torch."""
         return f"model.{model_kind(self.device.describe())}"
 
-    def make(self, architecture: Architecture, folder: Path, weights: Supernet | None = None) -> dict[str, Any]:
+    def make(self, architecture: Architecture, folder: Path, weights: Weights | None = None) -> dict[str, Any]:
         """Export and verify one architecture into `folder` (the model, `card.json`); skipped when both are there and agree.
 
         Args:
@@ -252,7 +251,10 @@ def baselines_of(
     rows: list[tuple[str, str, int | None, Architecture]] = [
         ("largest_float", "largest_float", None, uniform(space, space.largest(), FLOAT))
     ]
+    precisions = {option for choice in space.choices if choice.kind == "precision" for option in choice.options}
     for family, precision in (("uniform_int8", "w8a8"), ("uniform_float", FLOAT)):
+        if precision not in precisions:
+            continue  # such a baseline would be the winner itself
         rows += [(f"{family} of winner {r}", family, r, uniform(space, a, precision)) for r, a in enumerate(winners, 1)]
     rows += [(f"random {index}", "random", None, a) for index, a in enumerate(random_front, 1)]
     distinct = {

@@ -1,7 +1,8 @@
-"""Who evaluates networks with the supernet: this process, one after the other, or several.
+"""Who evaluates networks: this process, one after the other, or several.
 
 Several are workers of Dask (`search.dask_workers`) or processes that share a study in a database (`search.shared_study`).
-Only evaluations are handed out: predicted candidates cost less than to send them anywhere.
+Where there is no supernet, `search.one_by_one` trains what it evaluates. Only evaluations are handed out: predicted candidates
+cost less than to send them anywhere.
 """
 
 from __future__ import annotations

@@ -95,9 +95,8 @@ class NniSpace(Space):
         with _quiet():
             return ModelOfImages(self._frozen(architecture), self._side(architecture), self.model_channels)
 
-    def plain(self, architecture: Architecture, module: nn.Module) -> PlainNetwork:
-        """What ships of a network: a copy of a module of `module`, in evaluation mode."""
-        state = dict(itertools.chain(module.named_parameters(), module.named_buffers()))
+    def plain(self, architecture: Architecture, state: Mapping[str, torch.Tensor]) -> PlainNetwork:
+        """What ships of a network, in evaluation mode, with copies of the parameters and buffers of its `module`."""
         return self._traced(architecture).plain(state)
 
     def sample_of(self, architecture: Architecture) -> dict[str, Any]:

@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
+from search.evaluation import Weights
+from search.one_by_one import FreshNetworks
 from search.proxies.proxy import PROXIES, check_names, score
 from spaces.choice import Architecture
 from spaces.errors import UserError
@@ -59,7 +61,7 @@ class ProxyScores:
         self.path, self.space, self.images, self.labels, self.seed, self.key = path, space, images, labels, seed, key
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self._supernet = Supernet(space)
+            self._networks: Weights = Supernet(space) if space.shares_weights else FreshNetworks(space, seed)
         self._known: dict[str, dict[str, float]] = {}
         self._unsaved = 0
         if path.exists():
@@ -84,7 +86,7 @@ class ProxyScores:
         wanted = {f: a for f, a in zip(fingerprints, architectures, strict=True) if names and not self._knows(f, names)}
         for done, (fingerprint, architecture) in enumerate(wanted.items(), 1):
             known = self._known.setdefault(fingerprint, {})
-            network = self._supernet.extract(architecture)
+            network = self._networks.extract(architecture)
             known |= {n: score(n, network, self.images, self.labels, self.seed) for n in names if n not in known}
             self._unsaved += 1
             if self._unsaved >= SAVE_EVERY:

@@ -62,7 +62,6 @@ STAGES = (
         "supernet",
         train_supernet,
         ("supernet",),
-        (SUPERNET_FILE,),
         shared=(SUPERNET_FILE,),
         unfinished=(f"supernet/{CHECKPOINT}",),
     ),

@@ -48,7 +48,7 @@ def export_device(job: Job, device: Device, chosen: list[Architecture], random_f
     }
     exporter = winners.Exporter(
         job.space,
-        job.supernet,
+        job.networks,
         job.evaluator,
         job.test,
         device,

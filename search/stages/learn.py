@@ -17,13 +17,21 @@ from predictors.automatic import Automatic, compared_taus
 from search.evaluations import INITIAL
 from search.job import SUPERNET_FILE, Job
 from search.run import Facts
-from search.training import train
+from search.training import SupernetTraining, train
 from spaces.files import write_atomically
 from spaces.supernet import Supernet
 
 
 def train_supernet(job: Job) -> Facts:
-    """Train, from the last checkpoint if there is one; on every process of the training, the first one stores the weights."""
+    """Train, from the last checkpoint if there is one; on every process of the training, the first one stores the weights.
+
+    A space without shared weights has no supernet: its networks are trained when they are evaluated.
+    """
+    if not job.space.shares_weights:
+        settings = job.training()
+        rungs = ", ".join(map(str, settings.rungs))
+        job.progress.say(f"  none: networks of {job.space.name} are trained one by one, and compared after {rungs} epochs")
+        return {"epochs": settings.epochs, "steps": 0, "curve": [], "processes": 1}
     torch.manual_seed(job.seed)
     supernet = Supernet(job.space, job.estimators)
     evaluator = job.evaluator
@@ -31,7 +39,7 @@ def train_supernet(job: Job) -> Facts:
     def on_epoch(done: int, curve: list[dict[str, float]]) -> None:
         job.progress.advance("epochs", done, training.epochs)
 
-    training = job.training(supernet=supernet, seed=job.seed, evaluator=evaluator, on_epoch=on_epoch)
+    training: SupernetTraining = job.training(supernet=supernet, seed=job.seed, evaluator=evaluator, on_epoch=on_epoch)
     with job.processes.started(job.worker_command):
         train(training, job.ready_data, job.path("supernet"), job.processes)
     if job.processes.rank > 0:
@@ -45,7 +53,7 @@ def train_supernet(job: Job) -> Facts:
         f"{last.get('validation_accuracy_smallest', math.nan):.1%} (smallest)"
     )
     facts = {"epochs": training.epochs, "steps": training.steps, "curve": training.curve, "macs": training.macs_done}
-    facts["processes"] = job.processes.count
+    facts |= {"processes": job.processes.count, "files": [SUPERNET_FILE]}
     return {**facts, "output": output}
 
 
@@ -84,8 +92,9 @@ def fit_predictors(job: Job) -> Facts:
                 f"  {name}: {quantity} on {errors['n']} held-out networks: mean error {errors['mape']:.1%}, "
                 f"{errors['coverage']:.0%} in their 90 % interval"
             )
+    done = "evaluated" if job.space.shares_weights else "trained"
     job.progress.say(
-        f"  {len(seen)} networks evaluated; accuracy predictor {kind.replace('_', ' ')}: Kendall tau {quality.kendall_tau:.2f} "
+        f"  {len(seen)} networks {done}; accuracy predictor {kind.replace('_', ' ')}: Kendall tau {quality.kendall_tau:.2f} "
         f"on {quality.n_held_out} held out"
     )
     if job.proxies.features:

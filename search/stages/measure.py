@@ -21,6 +21,7 @@ def describe_space(job: Job) -> Facts:
     """Write `space.json`, and say how large the space is."""
     space, say = job.space, job.progress.say
     facts: Facts = {"name": space.name, "choices": len(space.choices), "size_log10": math.log10(space.size())}
+    facts["shares_weights"] = space.shares_weights
     for end, architecture in (("largest", space.largest()), ("smallest", space.smallest())):
         network = space.network(architecture)
         names = ("macs", "parameters", "weight_bytes", "peak_activation_bytes")

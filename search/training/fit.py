@@ -9,14 +9,23 @@ from pathlib import Path
 import pytorch_lightning as pl
 import torch
 
-from search.training.module import SupernetTraining
 from search.training.parallel import Processes
 from spaces.errors import UserError
 
 CHECKPOINT = "last.ckpt"
 
 
-def train(training: SupernetTraining, data: pl.LightningDataModule, folder: Path, processes: Processes | None = None) -> None:
+class Training(pl.LightningModule):
+    """A Lightning module that says how long it is trained.
+
+    Attributes:
+        epochs: passes over the training data, those before a checkpoint included.
+    """
+
+    epochs: int
+
+
+def train(training: Training, data: pl.LightningDataModule, folder: Path, processes: Processes | None = None) -> None:
     """Train to the end, from the last checkpoint in `folder` if there is one.
 
     Args:

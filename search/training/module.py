@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
 from torch.optim.swa_utils import AveragedModel
 
 from search.evaluation import Evaluator
 from search.training.distillation import Distillation
+from search.training.fit import Training
 from search.training.parallel import average_gradients, mean_over_processes
 from search.training.schedule import check_schedule, rate_factor
 from search.training.strategy import Losses, Step, Strategy
@@ -26,7 +26,7 @@ from spaces.supernet import Supernet
 Point = dict[str, float]
 
 
-class SupernetTraining(pl.LightningModule):
+class SupernetTraining(Training):
     """One optimizer step trains what its strategy says.
 
     Args:

@@ -57,6 +57,10 @@ class Processes:
         if self.accelerator == "gpu" and torch.cuda.device_count() < self.devices:
             found = f"{torch.cuda.device_count()} GPUs"
             raise UserError(f"trainer.devices is {self.devices} and torch sees {found}; allowed is trainer.accelerator=cpu")
+        if self.count > 1 and int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_NTASKS_PER_NODE" not in os.environ:
+            raise UserError(  # Lightning would not know which processes share a node
+                f"srun was called with --ntasks; allowed is --nodes={self.num_nodes} --ntasks-per-node={self.devices}"
+            )
 
     @property
     def count(self) -> int:

@@ -96,6 +96,17 @@ def test_submitit_on_this_machine(tiny_job: Job, tmp_path: Path) -> None:
     check(tmp_path, command(*tiny_job, "hydra/launcher=submitit_local", "seed=0,1"), 2, environment())
 
 
+def test_ray(tiny_job: Job, tmp_path: Path) -> None:
+    check(tmp_path, command(*tiny_job, "hydra/launcher=ray", "seed=0,1"), 2, environment())
+
+
+def test_nobody_at_the_address_of_ray(tiny_job: Job, tmp_path: Path) -> None:
+    arguments = ("hydra/launcher=ray", "hydra.launcher.address=127.0.0.1:9", "seed=0,1")
+    ended = subprocess.run(command(*tiny_job, *arguments), cwd=tmp_path, env=environment(), capture_output=True, text=True)
+    assert ended.returncode == 2
+    assert "error: hydra.launcher.address: no Ray answers at 127.0.0.1:9" in ended.stderr
+
+
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[slurm.Cluster]:
     if slurm.missing():
@@ -108,3 +119,21 @@ def test_slurm(cluster: slurm.Cluster, tiny_job: Job, tmp_path: Path) -> None:
     launcher = ("hydra/launcher=submitit_slurm", "hydra.launcher.partition=debug", "hydra.launcher.timeout_min=10")
     sweep = ("seed=0,1", 'constraints=[],["latency@x86<=1ms"]')
     check(tmp_path, command(*tiny_job, *launcher, *sweep), 4, {**cluster.environment, **environment()})
+
+
+def test_srun_trains_one_supernet_with_two_processes(cluster: slurm.Cluster, tiny_job: Job, tmp_path: Path) -> None:
+    def srun(tasks: str) -> subprocess.CompletedProcess[str]:
+        job = [sys.executable, "-m", "search", *tiny_job, "run=run", "trainer.devices=2", "stages=[space,tables,supernet]"]
+        arguments = ["srun", "--overcommit", "--nodes=1", tasks, "--partition=debug", *job]
+        own = {**cluster.environment, **environment()}
+        return subprocess.run(arguments, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=PATIENCE_S)
+
+    refused = srun("--ntasks=2")
+    assert "allowed is --nodes=1 --ntasks-per-node=2" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "run").exists()
+    ended = srun("--ntasks-per-node=2")
+    assert ended.returncode == 0, ended.stderr
+    record = json.loads((tmp_path / "run" / "stages.json").read_text())["supernet"]
+    assert record["done"]
+    assert record["facts"]["processes"] == 2
