@@ -25,11 +25,11 @@ from latency_lut.session import build_random, retime
 from search.__main__ import build_job
 from search.evaluation import Evaluator, Split
 from search.evaluations import INITIAL, RANDOM, Evaluated
+from search.fronts import evaluated_front
 from search.job import Job
 from search.overrides import plain_settings
 from search.progress import StageProgress
 from search.stages.relax import relaxed_architectures
-from search.study import evaluated_front
 from search.training import train
 from search.training.finishing import RememberingTeacher, architecture_key, finish_network, finishing_epochs
 from search.training.parallel import Processes
