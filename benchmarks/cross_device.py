@@ -1,20 +1,23 @@
-"""Winners of each device on every device: `python -m benchmarks.cross_device [run=FOLDER] [rounds=25] [key=value ...]`.
+"""Winners of each device on every device: `python -m benchmarks.cross_device [run=FOLDER] [key=value ...]`.
 
-JSON on the last line. It runs `python -m search 'device=[x86,wasm]'` with the other options (a finished run is used as it is),
-and then lowers, exports, verifies and times the winners of each device on both, each as that device's own table says: what is
-carried over is the architecture, as someone does who searched for another device.
+Further keys are `rounds=25` and `winners=40` (of each front, at most). JSON on the last line. It runs
+`python -m search 'device=[x86,wasm]'` with the other options up to the fronts (a finished run is used as it is), and then
+lowers, exports, verifies and times the winners of each device on both, each as that device's own table says: what is carried
+over is the architecture, as someone does who searched for another device.
 
 * `home_speedup`, by device: how much faster a device's own winner is there than the winner of another device, at equal
-  accuracy. At each accuracy that a winner has, the fastest winner of at least that accuracy stands for its device (fastest on
-  the device that it was searched for). The median over these levels; `home_speedup_range` are its extremes, `levels` has all.
-  `accuracy_difference` is the mean accuracy of the winners from elsewhere less that of those at home.
+  accuracy. At each validation accuracy that a winner has, the fastest winner of at least that accuracy stands for its device
+  (fastest on the device that it was searched for). The median over these levels; `home_speedup_range` are its extremes,
+  `levels` has all, `same_network` is the share of levels with one network for both. `accuracy_difference` is the mean test
+  accuracy, in the device's runtime, of the winners from elsewhere less that of those at home. `home_speedup_by_test` is the
+  median with test accuracies in place of those that the search saw; they are as noisy as the test set is small.
 * `precisions`, by device: the dense shape of every winner, all of it float, all int8, or per layer as the device's latency
   model predicts it to be fastest. `int8_speedup` and `per_layer_speedup` are medians of speeds against float, `int8_slower` is
   the share of the shapes that int8 slows down, `per_layer_over_best_uniform` the median speed against the faster of both
   uniform ones, `per_layer_slower` the share of shapes on which it is slower than that by more than the noise of 1 %.
 
-Accuracies are of test images in the runtime. All networks of a device are timed together, visit by visit in turn; a latency
-is the median of `rounds` visits, with the device's threads and batch.
+All networks of a device are timed together, visit by visit in turn; a latency is the median of `rounds` visits, with the
+device's threads and batch.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,15 +42,16 @@ from latency_lut.session import retime
 from predictors.latency import LatencyPredictor
 from search.__main__ import build_job
 from search.job import Job
-from search.overrides import plain_settings, saved_overrides
+from search.overrides import override_key, plain_settings, saved_overrides
 from search.progress import StageProgress
-from search.stages.find import chosen_winners
+from search.stages.find import read_fronts
 from search.training.parallel import Processes
-from search.winners import Exporter, uniform
+from search.winners import Exporter, pick, uniform
 from spaces.choice import Architecture, Option
 from spaces.precision import FLOAT
 from spaces.space import Space
 
+DEFAULTS = ("device=[x86,wasm]", "stages=[space,tables,supernet,predictors,study]")
 INT8 = "w8a8"
 LONGEST_SPAN = 3  # layers that change their precision together
 NOISE = 0.01  # share by which two timings may differ
@@ -59,11 +63,13 @@ class Winner:
 
     Args:
         home: the device that it was searched for.
-        accuracy: on the test images, by device.
+        validation: accuracy that the search saw.
+        accuracy: in the runtime on the test images, by device.
         us: median microseconds of a run, by device.
     """
 
     home: str
+    validation: float
     accuracy: Mapping[str, float]
     us: Mapping[str, float]
 
@@ -74,8 +80,9 @@ def searched(folder: Path, arguments: Sequence[str]) -> None:
     Raises:
         SystemExit: it failed, and has said why.
     """
-    devices = () if any(argument.startswith("device=") for argument in arguments) else ("device=[x86,wasm]",)
-    ended = subprocess.run([sys.executable, "-m", "search", f"run={folder}", *devices, *arguments], check=False)
+    given = {override_key(argument) for argument in arguments}
+    defaults = [text for text in DEFAULTS if override_key(text) not in given]
+    ended = subprocess.run([sys.executable, "-m", "search", f"run={folder}", *defaults, *arguments], check=False)
     if ended.returncode:
         raise SystemExit(ended.returncode)
 
@@ -118,14 +125,24 @@ def timed(job: Job, device: Device, architectures: Iterable[Architecture], folde
 # -- each device's winners at home and elsewhere ------------------------------------------------------------------------------
 
 
-def levels_of(winners: Sequence[Winner], device: str) -> list[dict[str, Any]]:
+def validation_accuracy(winner: Winner) -> float:
+    return winner.validation
+
+
+def test_accuracy(winner: Winner) -> float:
+    return winner.accuracy[winner.home]
+
+
+def levels_of(
+    winners: Sequence[Winner], device: str, accuracy: Callable[[Winner], float] = validation_accuracy
+) -> list[dict[str, Any]]:
     """What a device's own winners and those of the others cost on it, at each accuracy that some winner of each has."""
     others = [name for name in dict.fromkeys(w.home for w in winners) if name != device]
     rows = []
     for other in others:
         both = [w for w in winners if w.home in (device, other)]
-        for level in sorted({w.accuracy[w.home] for w in both}):
-            found = {name: fastest(both, name, level) for name in (device, other)}
+        for level in sorted({accuracy(w) for w in both}):
+            found = {name: fastest([w for w in both if accuracy(w) >= level], name) for name in (device, other)}
             home, guest = found[device], found[other]
             if home is None or guest is None:
                 continue
@@ -138,15 +155,15 @@ def levels_of(winners: Sequence[Winner], device: str) -> list[dict[str, Any]]:
                     "home_accuracy": round(home.accuracy[device], 4),
                     "guest_accuracy": round(guest.accuracy[device], 4),
                     "home_speedup": round(guest.us[device] / home.us[device], 3),
+                    "same_network": guest.us == home.us,
                 }
             )
     return rows
 
 
-def fastest(winners: Sequence[Winner], home: str, accuracy: float) -> Winner | None:
-    """Of a device's winners of at least an accuracy, the fastest there."""
-    enough = [w for w in winners if w.home == home and w.accuracy[home] >= accuracy]
-    return min(enough, key=lambda w: w.us[home], default=None)
+def fastest(winners: Sequence[Winner], home: str) -> Winner | None:
+    """Of a device's winners, the fastest there."""
+    return min((w for w in winners if w.home == home), key=lambda w: w.us[home], default=None)
 
 
 # -- one shape, three assignments of precisions -------------------------------------------------------------------------------
@@ -191,11 +208,11 @@ def precision_figures(us: Mapping[Architecture, float], shapes: Sequence[Mapping
     return {name: round(float(value), 3) for name, value in figures.items()}
 
 
-def cross(job: Job, folder: Path, rounds: int) -> dict[str, Any]:
-    """All figures of a finished run; exports are written to a folder."""
-    chosen = {goal.devices[0]: [c.architecture for c in found] for goal, found in chosen_winners(job).items()}
-    pairs = [(name, architecture) for name, found in chosen.items() for architecture in found]
-    dense = list(dict.fromkeys(uniform(job.space, architecture, FLOAT) for _, architecture in pairs))
+def cross(job: Job, folder: Path, rounds: int, most: int) -> dict[str, Any]:
+    """All figures of a finished run, of so many networks of each front at most; exports are written to a folder."""
+    chosen = {goal.devices[0]: pick(front, [], goal.objectives, most) for goal, front in read_fronts(job).items()}
+    pairs = [(name, candidate) for name, found in chosen.items() for candidate in found]
+    dense = list(dict.fromkeys(uniform(job.space, candidate.architecture, FLOAT) for _, candidate in pairs))
     measured, precisions = {}, {}
     for name, device in job.devices.items():
         shapes = [
@@ -206,19 +223,27 @@ def cross(job: Job, folder: Path, rounds: int) -> dict[str, Any]:
             }
             for shape in dense
         ]
-        wanted = [*(architecture for _, architecture in pairs), *(a for shape in shapes for a in shape.values())]
+        wanted = [*(candidate.architecture for _, candidate in pairs), *(a for shape in shapes for a in shape.values())]
         measured[name] = timed(job, device, wanted, folder, rounds)
         precisions[name] = precision_figures(measured[name].us, shapes)
     winners = [
-        Winner(home, {d: m.accuracy[a] for d, m in measured.items()}, {d: m.us[a] for d, m in measured.items()})
-        for home, a in pairs
+        Winner(
+            home,
+            candidate.values["accuracy"],
+            {name: found.accuracy[candidate.architecture] for name, found in measured.items()},
+            {name: found.us[candidate.architecture] for name, found in measured.items()},
+        )
+        for home, candidate in pairs
     ]
     levels = {name: levels_of(winners, name) for name in job.devices}
     speedups = {name: [row["home_speedup"] for row in rows] for name, rows in levels.items()}
+    by_test = {name: [row["home_speedup"] for row in levels_of(winners, name, test_accuracy)] for name in job.devices}
     differences = {n: [row["guest_accuracy"] - row["home_accuracy"] for row in rows] for n, rows in levels.items()}
     return {
         "home_speedup": {name: round(float(np.median(values)), 3) for name, values in speedups.items()},
+        "home_speedup_by_test": {name: round(float(np.median(values)), 3) for name, values in by_test.items()},
         "home_speedup_range": {name: [min(values), max(values)] for name, values in speedups.items()},
+        "same_network": {n: round(float(np.mean([row["same_network"] for row in rows])), 3) for n, rows in levels.items()},
         "accuracy_difference": {name: round(float(np.mean(values)), 4) for name, values in differences.items()},
         "precisions": precisions,
         "winners": {name: len(found) for name, found in chosen.items()},
@@ -233,11 +258,12 @@ def cross(job: Job, folder: Path, rounds: int) -> dict[str, Any]:
 def main() -> None:
     folder, arguments = take("run", sys.argv[1:], "")
     rounds, arguments = take("rounds", arguments, "25")
-    values = options([f"rounds={rounds}"], {"rounds": 25})
+    winners, arguments = take("winners", arguments, "40")
+    values = options([f"rounds={rounds}", f"winners={winners}"], {"rounds": 25, "winners": 40})
     with tempfile.TemporaryDirectory() as scratch:
         run = Path(folder or f"{scratch}/run")
         searched(run, arguments)
-        result = cross(opened(run), Path(scratch), values["rounds"])
+        result = cross(opened(run), Path(scratch), values["rounds"], values["winners"])
     for name, rows in result["levels"].items():
         for row in rows:
             print(name, *(f"{key}={value}" for key, value in row.items()))

@@ -25,6 +25,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
+from itertools import product
 from multiprocessing.synchronize import Event
 from pathlib import Path
 
@@ -200,9 +201,12 @@ def main() -> None:
         seconds.append(time.perf_counter() - begin)
     try:
         dask = by_dask(evaluator, supernet, architectures, values["repeats"])
+        print(dask, file=sys.stderr)
         with databases() as urls:
-            trials = values["trials"]
-            rates = {name: {p: round(rate_by_study(url, p, trials), 1) for p in PROCESSES} for name, url in urls.items()}
+            rates: dict[str, dict[int, float]] = {name: {} for name in urls}
+            for name, processes in product(urls, PROCESSES):
+                rates[name][processes] = round(rate_by_study(urls[name], processes, values["trials"]), 1)
+                print(f"{name}, {processes} processes: {rates[name][processes]} trials/s", file=sys.stderr)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None
     limits = {"dask": 1e3 / dask["dask_overhead_ms"], **{name: max(found.values()) for name, found in rates.items()}}

@@ -2,7 +2,8 @@
 
 A word in front is another command, see `COMMANDS`: `python -m latency_lut report` tells what pays on measured devices,
 `python -m latency_lut check` whether they are still what their tables say, `python -m latency_lut bundle` writes what is to be
-measured on a device elsewhere, and `python -m latency_lut import` makes a table of what came back.
+measured on a device elsewhere, and `python -m latency_lut import` makes a table of what came back. With `transfer=[...]` a
+device is not profiled: a few measurements and the tables of other devices give its table.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from latency_lut.refine import Refinement
 from latency_lut.remote import Watch
 from latency_lut.several import Turns, each
 from latency_lut.table import LatencyTable
+from latency_lut.transfer import read_sources, transfer
+from latency_lut.transfer_report import next_command, proposals, summary_rows
 from spaces.errors import UserError
 from spaces.space import Space
 
@@ -97,6 +100,10 @@ def measure(space: Space, device: Device, config: DictConfig, console: Console, 
     path = Path(config.tables) / f"{device.name}.parquet"
     limits = config.target_error, config.budget_s
     refined = limits != (None, None)
+    if config.transfer:
+        with turns.turn():
+            _transfer_to(space, device, path, config, console, watch)
+        return
     numbers = {name: config[name] for name in ("seed", "max_pairs", "networks", "rounds", "visit_s")}
     if device.elsewhere:
         if refined:
@@ -111,6 +118,23 @@ def measure(space: Space, device: Device, config: DictConfig, console: Console, 
         refinement = Refinement(instantiate(config.wishes), *limits) if refined else None
         measured = profile(space, device, path, **numbers, refinement=refinement, on_progress=watch.on_progress)
         _print_measured(*measured, space, path, config, console)
+
+
+def _transfer_to(space: Space, device: Device, path: Path, config: DictConfig, console: Console, watch: Watch) -> None:
+    """Make a device's table from those of others and a few measurements, and print a summary."""
+    if isinstance(config.transfer, str):
+        raise UserError(f"transfer is {config.transfer!r}; allowed is a list of devices, such as transfer=[x86,wasm]")
+    sources = read_sources(path.parent, list(config.transfer), device, space)
+    numbers = {name: config[name] for name in ("samples", "checked_networks", "max_pairs", "visit_s", "seed")}
+    model = instantiate(config.transfer_model)
+    table, stats = transfer(space, device, path, sources, model, **numbers, on_progress=watch.on_progress)
+    transferred = table.transferred
+    if transferred is None:
+        raise RuntimeError(f"nothing was transferred to {device.name}")
+    console.print(_summary(table, space, config, summary_rows(transferred, stats)))
+    console.print(proposals(space, device.name, transferred, stats))
+    console.print(f"table: {path}", soft_wrap=True)
+    _say(console, f"to measure what is proposed, too, run: {next_command(device.name, transferred)}")
 
 
 def _print_measured(

@@ -1,8 +1,8 @@
 """Bundles: everything that a device elsewhere needs to be measured, in one zip file.
 
-It holds the models, a manifest with checksums and a runner of one file. The models are those that a profile would measure here,
-except that whole networks get lowerings by chance: which ones are fastest there is not known yet. The same input gives the same
-bytes.
+It holds the models, a manifest with checksums and a runner of one file, or for a browser a page. The models are those that
+a profile would measure here, except that whole networks get lowerings by chance where it is not known yet which are fast
+there. The same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latency_lut.device import Device
+from latency_lut.device import Device, load_runtime
 from latency_lut.manifest import KINDS, Manifest, Protocol, Stored
 from latency_lut.models import build_layer
 from latency_lut.network import random_weights
@@ -26,12 +26,19 @@ from latency_lut.profile import BATCH_NETWORKS, BATCH_PAIRS, check_numbers, draw
 from latency_lut.runner import MANIFEST
 from latency_lut.session import NETWORK_ROUNDS, NETWORK_VISIT_S, anchors_of, build_random
 from latency_lut.table import LatencyTable
+from latency_lut.web import package
 from spaces.errors import UserError
 from spaces.files import write_atomically
 from spaces.space import Space
 
 RUNNER, START = "runner.py", "__main__.py"
 STARTS_RUNNER = b"import sys\n\nimport runner\n\nsys.exit(runner.main())\n"  # python BUNDLE.zip
+STARTS_SERVER = STARTS_RUNNER.replace(b"runner", b"serve")
+# For browsers: what is in the bundle, and what it is called here.
+PAGE_FILES = {
+    "index.html": "measure.html",
+    **{name: name for name in ("measure.mjs", "sessions.mjs", "sha256.mjs", "serve.py")},
+}
 RUNNER_MODULES = ("machine", "ort_session", "visits", "runner")  # in one file, the last one's docstring first
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file, so that the same files give the same bytes
 
@@ -137,9 +144,18 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> Stored:
 
 
 def _runner_files(device: Device) -> Iterable[tuple[str, bytes]]:
-    if device.runtime != "onnxruntime":
-        raise UserError(f"device {device.name}: no bundle for runtime {device.runtime}; allowed is onnxruntime")
-    yield from ((RUNNER, runner_source().encode()), (START, STARTS_RUNNER))
+    """What measures the models on a device.
+
+    Raises:
+        UserError: its runtime has nothing that does; onnxruntime-web is not there and cannot be set up.
+    """
+    if device.runtime == "onnxruntime":
+        return {RUNNER: runner_source().encode(), START: STARTS_RUNNER}.items()
+    if device.provider in load_runtime("onnxruntime_web").providers_elsewhere():
+        own = {name: (package.FOLDER / source).read_bytes() for name, source in PAGE_FILES.items()}
+        return {**own, START: STARTS_SERVER, **{file.name: file.read_bytes() for file in package.page_files()}}.items()
+    mend = "onnxruntime, or onnxruntime_web with wasm-browser"
+    raise UserError(f"device {device.name}: no bundle for runtime {device.runtime} with {device.provider}; allowed are {mend}")
 
 
 def runner_source() -> str:

@@ -128,7 +128,7 @@ def profile(
     refinement: Refinement | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[LatencyTable, ProfileStats]:
-    """Measure what is missing in a table.
+    """Measure what is missing in a table; what was transferred to it (`latency_lut.transfer`) is dropped.
 
     Args:
         space: what can be built.
@@ -153,6 +153,7 @@ def profile(
     path = Path(path)
     table = LatencyTable.load(path) if path.exists() else LatencyTable.empty(space, device)
     table.check(space, device)
+    table.transferred = None  # what is measured now replaces what was predicted from other devices
     known_pairs, known_networks = len(table.entries), len(table.networks)
     if not path.exists():
         table.save(path)  # a folder that cannot be written is told before anything is measured

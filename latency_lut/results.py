@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -213,7 +212,6 @@ class _Reader:
 
 
 def _microseconds(value: object) -> float:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if not isinstance(value, (int, float)) or not number or not math.isfinite(value) or not 0 < value <= LONGEST_US:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not 0 < value <= LONGEST_US:
         raise ValueError(f"a time of {str(value)[:40]} us")
     return float(value)

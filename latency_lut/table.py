@@ -1,7 +1,8 @@
 """The latency table: measured microseconds per (layer, lowering) on one device for one space, with spread and provenance.
 
-It also keeps the whole networks that were timed, which calibrate what a sum of layers misses. A table is one Parquet file,
-written atomically; nothing that is read back is believed before it is checked.
+It also keeps the whole networks that were timed, which calibrate what a sum of layers misses, and apart from all of these what
+was predicted from other devices (`latency_lut.transferred`). A table is one Parquet file, written atomically; nothing that is
+read back is believed before it is checked.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import pyarrow.parquet as pq
 from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS, Description, model_kind
 from latency_lut.timing import Timing
+from latency_lut.transferred import Estimate, Transferred, TransferredNetwork
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.files import write_atomically
@@ -32,7 +34,7 @@ from spaces.sparsity import as_shipped
 SCHEMA_VERSION = 2
 UNIT = "us"
 STATISTIC = "median over interleaved visits at the machine's usual speed; spread is its robust standard error"
-SOURCES = ("random", "graded", "chosen", "winner")
+SOURCES = ("random", "graded", "chosen", "winner", "sample")
 
 Pair = tuple[LayerSpec, str]
 Entry = Timing
@@ -71,7 +73,7 @@ class NetworkTiming:
         spread_us: as in `Timing`.
         count: visits.
         source: `random`; `graded`, see `latency_lut.profile.graded_networks`; `chosen`, wished by a model, see
-            `latency_lut.refine`; `winner`, one that came back from an export.
+            `latency_lut.refine`; `winner`, one that came back from an export; `sample`, see `latency_lut.transfer`.
     """
 
     architecture: Architecture
@@ -114,6 +116,7 @@ class LatencyTable:
         anchors: keys of the entries that tie sessions of measuring to one speed of the machine.
         created: when measuring began.
         curve: how the error fell, when what to measure was chosen by a model.
+        transferred: what was predicted from other devices instead of measured here; `None`: nothing.
     """
 
     space_name: str
@@ -126,6 +129,7 @@ class LatencyTable:
     anchors: tuple[Pair, ...] = ()
     created: str = ""
     curve: list[CurvePoint] = field(default_factory=list)
+    transferred: Transferred | None = None
 
     @staticmethod
     def empty(space: Space, device: Device) -> LatencyTable:
@@ -136,6 +140,15 @@ class LatencyTable:
     def entry(self, spec: LayerSpec, lowering: str) -> Entry | None:
         """The measured cost of a layer's lowering, `None` when it was not measured."""
         return self.entries.get(pair_key(spec, lowering))
+
+    def estimates(self) -> dict[Pair, Estimate]:
+        """Pairs that were predicted from other devices, not measured."""
+        return {} if self.transferred is None else self.transferred.pairs
+
+    def known_us(self) -> dict[Pair, float]:
+        """Microseconds of all pairs, measured ones and predicted ones: for fitting, not for telling."""
+        measured = {pair: entry.us for pair, entry in self.entries.items()}
+        return {pair: estimate.us for pair, estimate in self.estimates().items()} | measured
 
     @property
     def fingerprint(self) -> str:
@@ -179,6 +192,7 @@ class LatencyTable:
             "device": self.device,
             "created": self.created,
             "curve": [asdict(point) for point in self.curve],
+            **({} if self.transferred is None else {"transferred": self.transferred.head()}),
         }
         table = pa.Table.from_pylist(self._rows(), schema=_SCHEMA.with_metadata({"netwright": json.dumps(metadata)}))
         content = io.BytesIO()
@@ -199,7 +213,7 @@ class LatencyTable:
                 "source": network.source,
             }
             rows.append(empty | values | {"us": network.us, "spread_us": network.spread_us, "count": network.count})
-        return rows
+        return rows + [empty | row for row in ([] if self.transferred is None else self.transferred.rows())]
 
     @staticmethod
     def load(path: Path | str) -> LatencyTable:
@@ -232,28 +246,40 @@ class LatencyTable:
         return loaded
 
     def _read_row(self, row: Mapping[str, object]) -> Pair | None:
-        """Add a row of the file; the pair that it is about."""
-        timing = Timing(_number(row, "us"), _number(row, "spread_us"), int(_number(row, "count")))
-        if timing.us == 0 or timing.count < 1:
-            raise ValueError("a timing of 0 us or of no visits")
-        if row["kind"] == "network":
-            architecture = Architecture.from_json(_text(row, "architecture"))
-            lowerings = json.loads(_text(row, "lowerings"))
-            unknown = not isinstance(lowerings, list) or not all(isinstance(n, str) and n in LOWERINGS for n in lowerings)
-            if unknown or row["source"] not in SOURCES:
-                raise ValueError(f"a network with lowerings {str(lowerings)[:60]} and source {row['source']!r}")
-            values = (timing.us, timing.spread_us, timing.count, str(row["source"]))
-            self.networks.append(NetworkTiming(architecture, tuple(lowerings), *values))
+        """Add a row of the file; the measured pair that it is about."""
+        kind, us, spread_us, count = row["kind"], _number(row, "us"), _number(row, "spread_us"), int(_number(row, "count"))
+        transferred = kind in ("transferred pair", "transferred network")
+        if us == 0 or (count < 1) != transferred or (transferred and self.transferred is None):
+            raise ValueError(f"{us} us in {count} visits of a {kind}")
+        if kind in ("network", "transferred network"):
+            architecture, lowerings = _read_network(row)
+            if self.transferred is not None and transferred:
+                self.transferred.networks.append(TransferredNetwork(architecture, lowerings, Estimate(us, spread_us)))
+                return None
+            if row["source"] not in SOURCES:
+                raise ValueError(f"a network with source {row['source']!r}")
+            self.networks.append(NetworkTiming(architecture, lowerings, us, spread_us, count, str(row["source"])))
             return None
-        if row["kind"] != "pair":
-            raise ValueError(f"a row of kind {row['kind']!r}")
+        if kind not in ("pair", "transferred pair"):
+            raise ValueError(f"a row of kind {kind!r}")
         spec, lowering = LayerSpec.from_json(_text(row, "spec")), _text(row, "lowering")
         if lowering not in LOWERINGS or not _makes(lowering, spec, self.device):
             raise ValueError(f"lowering {lowering!r} for {spec}")
-        if pair_key(spec, lowering) != (spec, lowering) or (spec, lowering) in self.entries:
+        known = (spec, lowering) in self.entries or (spec, lowering) in self.estimates()
+        if known or pair_key(spec, lowering) != (spec, lowering):
             raise ValueError(f"two entries for {spec} {lowering}")
-        self.entries[spec, lowering] = timing
+        if self.transferred is not None and transferred:
+            self.transferred.pairs[spec, lowering] = Estimate(us, spread_us)
+            return None
+        self.entries[spec, lowering] = Timing(us, spread_us, count)
         return spec, lowering
+
+
+def _read_network(row: Mapping[str, object]) -> tuple[Architecture, tuple[str, ...]]:
+    lowerings = json.loads(_text(row, "lowerings"))
+    if not isinstance(lowerings, list) or not all(isinstance(name, str) and name in LOWERINGS for name in lowerings):
+        raise ValueError(f"a network with lowerings {str(lowerings)[:60]}")
+    return Architecture.from_json(_text(row, "architecture")), tuple(lowerings)
 
 
 def _makes(lowering: str, spec: LayerSpec, description: Description) -> bool:
@@ -277,7 +303,8 @@ def _without_rows(stored: Mapping[bytes, bytes]) -> LatencyTable:
     if not all(isinstance(text, str) for text in texts) or not isinstance(device, dict):
         raise ValueError("metadata of the wrong type")
     curve = [_curve_point(point) for point in values.get("curve", [])]
-    return LatencyTable(texts[0], texts[1], texts[2], texts[3], device, created=texts[4], curve=curve)
+    transferred = Transferred.from_head(values["transferred"]) if "transferred" in values else None
+    return LatencyTable(texts[0], texts[1], texts[2], texts[3], device, created=texts[4], curve=curve, transferred=transferred)
 
 
 def _curve_point(stored: Mapping[str, object]) -> CurvePoint:

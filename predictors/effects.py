@@ -57,15 +57,16 @@ class Effects:
     """
 
     def __init__(self, table: LatencyTable) -> None:
-        start_us = min((entry.us for entry in table.entries.values()), default=1.0)
-        element_us = [1e3 * entry.us / spec.input_elements for (spec, _), entry in table.entries.items()]
+        known_us = table.known_us()
+        start_us = min(known_us.values(), default=1.0)
+        element_us = [1e3 * us / spec.input_elements for (spec, _), us in known_us.items()]
         kilo_us = float(np.median(element_us)) if element_us else 1.0
         names, scales = list(COEFFICIENTS), [1.0, *[start_us] * 8]
         scales[COEFFICIENTS.index("network_us")] *= NETWORK_STARTS
         for name in ("saved_kilo_elements_us", "cold_weights_us_per_kilobyte", "tensors_us_per_kilobyte"):
             scales[COEFFICIENTS.index(name)] = kilo_us
         self._types: dict[tuple[str, str], int] = {}
-        for kind, lowering in sorted({(spec.kind, lowering) for spec, lowering in table.entries}):
+        for kind, lowering in sorted({(spec.kind, lowering) for spec, lowering in known_us}):
             self._types[kind, lowering] = len(names)
             names += [f"{kind} {lowering}_us", f"{kind} {lowering} share"]
             scales += [start_us, 1.0]
@@ -84,7 +85,7 @@ class Effects:
             scales += [start_us, kilo_us]
         self.names, self.scales = tuple(names), np.array(scales)
         self.expected = np.zeros(len(names))
-        self.expected[: len(COEFFICIENTS)] = START_SHARE * start_us * np.array(EXPECTED_STARTS) if table.entries else 0.0
+        self.expected[: len(COEFFICIENTS)] = START_SHARE * start_us * np.array(EXPECTED_STARTS) if known_us else 0.0
         self.expected[0] = 1.0
 
     def of(self, spec: LayerSpec, lowering: str, us: float, measured: bool, weight_kilobytes: float) -> Values:

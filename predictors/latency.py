@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 from scipy.stats import norm
 
-from latency_lut.table import LatencyTable, NetworkTiming
+from latency_lut.session import Drawn
+from latency_lut.table import LatencyTable
 from predictors.context import cheapest, chosen_prices, row_of, sources_of
 from predictors.effects import COEFFICIENTS
 from predictors.prices import LayerPrice, LayerPrices
@@ -50,35 +51,44 @@ class LatencyPredictor:
 
     @classmethod
     def fit(cls, table: LatencyTable, space: Space, held_out: int = 20, seed: int = 0) -> LatencyPredictor:
-        """Fit to a table's whole networks.
+        """Fit to a table's whole networks, and to those that were predicted from other devices, which weigh less.
 
         Args:
             table: layers and networks.
             space: the table's space.
-            held_out: random networks that are kept for `quality`, at most half of them. Winners are never held out.
+            held_out: random networks that are kept for `quality`, at most half of them, where networks were transferred all.
+                Winners are never held out.
             seed: draws the held-out networks.
 
         Raises:
             UserError: the table has too few networks.
         """
         random = [timing for timing in table.networks if timing.source == "random"]
-        held_out = min(held_out, len(random) // 2)
-        if len(random) - held_out < LEAST_NETWORKS or held_out < 2:
+        transferred = [] if table.transferred is None else table.transferred.networks
+        held_out = min(held_out, len(random) if transferred else len(random) // 2)
+        if len(random) + len(transferred) - held_out < LEAST_NETWORKS or held_out < 2:
             mend = f"run: python -m latency_lut device={table.device_name} networks=40"
             raise UserError(f"the table has {len(random)} timed networks, the latency model needs {2 * LEAST_NETWORKS}; {mend}")
         order = np.random.default_rng(seed).permutation(len(random))
         kept = [random[i] for i in order[held_out:]] + [timing for timing in table.networks if timing.source != "random"]
         held = [random[i] for i in order[:held_out]]
         prices = LayerPrices(table)
-        rows, variances = _design(kept, space, prices)
-        measured_us = np.array([timing.us for timing in kept])
+        known = [(timing.architecture, timing.lowerings) for timing in [*kept, *transferred]]
+        rows, variances = _design(known, space, prices)
+        known_us = np.array([timing.us for timing in kept] + [network.estimate.us for network in transferred])
+        stds = np.array([0.0] * len(kept) + [n.estimate.std_us / n.estimate.us for n in transferred])
         effects = prices.effects
-        regression = fit_regression(rows, measured_us, variances, effects.expected, effects.scales, len(COEFFICIENTS))
+        regression = fit_regression(rows, known_us, variances, effects.expected, effects.scales, len(COEFFICIENTS), stds)
+        if table.transferred is not None and transferred:
+            # The fit says how well the predictions are reproduced; how wrong these may be comes on top of it.
+            error = math.hypot(regression.error, float(np.median(stds[len(kept) :])))
+            loo_error = table.transferred.network_error or regression.loo_error
+            regression = replace(regression, error=error, loo_error=loo_error, widening=max(1.0, regression.widening))
         unknown = LatencyQuality.of([1.0, 2.0], [1.0, 1.0], [1.0, 2.0])
         predictor = cls(prices, regression, unknown)
         predicted = [predictor.predict(space.network(timing.architecture), timing.lowerings) for timing in held]
-        means, stds = zip(*predicted, strict=True)
-        predictor.quality = LatencyQuality.of(means, stds, [timing.us for timing in held])
+        means_us, stds_us = zip(*predicted, strict=True)
+        predictor.quality = LatencyQuality.of(means_us, stds_us, [timing.us for timing in held])
         return predictor
 
     # -- layers -------------------------------------------------------------------------------------------------------------
@@ -176,13 +186,13 @@ class LatencyPredictor:
         return json.dumps(values, indent=2)
 
 
-def _design(timings: Sequence[NetworkTiming], space: Space, prices: LayerPrices) -> tuple[np.ndarray, np.ndarray]:
+def _design(known: Sequence[Drawn], space: Space, prices: LayerPrices) -> tuple[np.ndarray, np.ndarray]:
     """Rows `(n, columns)` that the coefficients multiply, and the variances `(n,)` of their layer sums."""
     rows, variances = [], []
-    for timing in timings:
-        network = space.network(timing.architecture)
+    for architecture, lowerings in known:
+        network = space.network(architecture)
         layers = prices.of(network.layers)
-        chosen = chosen_prices(network, layers, timing.lowerings)
+        chosen = chosen_prices(network, layers, lowerings)
         rows.append(row_of(layers, sources_of(network), chosen, prices.effects))
         variances.append(sum(price.std_us**2 for price in chosen))
     return np.array(rows), np.array(variances)

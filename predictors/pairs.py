@@ -21,7 +21,7 @@ class PairRegressor:
     """Latency of pairs that were not measured: a Gaussian process on the logarithm, linear trend plus Matern-3/2.
 
     Args:
-        table: its entries are the examples (`MAX_EXAMPLES` at most).
+        table: its pairs, measured ones and those predicted from other devices, are the examples (`MAX_EXAMPLES` at most).
         length: length scale in standardized features.
         noise: variance of the noise relative to that of the process.
 
@@ -30,14 +30,15 @@ class PairRegressor:
     """
 
     def __init__(self, table: LatencyTable, length: float = 8.0, noise: float = 0.01) -> None:
-        pairs = list(table.entries)
+        known_us = table.known_us()
+        pairs = list(known_us)
         if len(pairs) > MAX_EXAMPLES:
             pairs = [pairs[i] for i in np.random.default_rng(0).choice(len(pairs), MAX_EXAMPLES, replace=False)]
         if not pairs:
             raise UserError(f"the table of {table.device_name} is empty; run: python -m latency_lut device={table.device_name}")
         raw = pair_features(pairs)
         self._length, self._mean, self._std = length, raw.mean(axis=0), raw.std(axis=0) + 1e-9
-        target = np.log([table.entries[pair].us for pair in pairs])
+        target = np.log([known_us[pair] for pair in pairs])
         self._examples = self._standardized(raw)
         trend = _with_one(self._examples)
         self._trend = np.linalg.solve(trend.T @ trend + 1e-3 * np.eye(trend.shape[1]), trend.T @ target)

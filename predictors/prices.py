@@ -1,7 +1,9 @@
-"""What layers cost alone on a device: measured where a table has them, fitted where it has not."""
+"""What layers cost alone on a device: measured where a table has them, else predicted from other devices, else fitted."""
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -72,7 +74,8 @@ class LayerPrices:
     """Prices of layers on the device of a table; each layer is looked up or fitted once.
 
     Args:
-        table: measured pairs; what it lacks is fitted to them (`PairRegressor`) when it is first asked for.
+        table: measured pairs and those predicted from other devices; what it lacks is fitted to them (`PairRegressor`) when it
+            is first asked for.
     """
 
     def __init__(self, table: LatencyTable) -> None:
@@ -81,6 +84,9 @@ class LayerPrices:
         self._runtime = load_runtime(str(table.device["runtime"]))
         self._regressor: PairRegressor | None = None
         self._layers: dict[LayerSpec, PricedLayer] = {}
+        # What is fitted to predictions is no surer than they are.
+        stds = [estimate.std_us / estimate.us for estimate in table.estimates().values()]
+        self._transfer_std = statistics.median(stds) if stds else 0.0
 
     def of(self, specs: Sequence[LayerSpec]) -> list[PricedLayer]:
         """Layers with their prices, in the order given."""
@@ -95,18 +101,22 @@ class LayerPrices:
         """Price layers that were not asked for before; one call of the regressor for all."""
         names = {spec: applicable(spec, self.table.device) for spec in specs}
         pairs = {spec: [pair_key(spec, name) for name in names[spec]] for spec in specs}
-        missing = list({pair for keys in pairs.values() for pair in keys if pair not in self.table.entries})
+        entries, estimates = self.table.entries, self.table.estimates()
+        missing = list({p for keys in pairs.values() for p in keys if p not in entries and p not in estimates})
         fitted: dict[Pair, tuple[float, float]] = {}
         if missing:
             if self._regressor is None:
                 self._regressor = PairRegressor(self.table)
             for pair, us in zip(missing, self._regressor.predict_us(missing), strict=True):
-                fitted[pair] = float(us), float(us) * self._regressor.std[pair[1]]
+                fitted[pair] = float(us), float(us) * math.hypot(self._regressor.std[pair[1]], self._transfer_std)
         for spec, keys in pairs.items():
             options, weight_kilobytes = [], _resident_bytes(spec) / 1e3
             for name, key in zip(names[spec], keys, strict=True):
-                entry = self.table.entries.get(key)
-                us, std_us = fitted[key] if entry is None else (entry.us, entry.spread_us)
+                entry, estimate = entries.get(key), estimates.get(key)
+                if entry is not None:
+                    us, std_us = entry.us, entry.spread_us
+                else:
+                    us, std_us = fitted[key] if estimate is None else (estimate.us, estimate.std_us)
                 borders = self._runtime.borders(spec, name, self.table.device)
                 effects = self.effects.of(spec, key[1], us, entry is not None, weight_kilobytes)
                 gathers = key[0].sparsity != "dense"

@@ -19,6 +19,7 @@ STRICTNESS = (1e4, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 ALWAYS_STRICTNESS = 1e-2
 COVERAGE = 0.9
 LEAST_ERROR = 0.003
+USUAL_ERROR = 0.02  # of a network whose latency was measured
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,7 @@ def fit_regression(
     expected: np.ndarray,
     scales: np.ndarray,
     always: int,
+    relative_stds: np.ndarray | None = None,
 ) -> Regression:
     """Fit to networks.
 
@@ -70,12 +72,15 @@ def fit_regression(
         expected: `(columns,)`, prior means.
         scales: `(columns,)`, prior standard deviations up to a common factor.
         always: the first so many columns have a wide prior whatever leave-one-out says.
+        relative_stds: `(n,)`, of latencies that are predictions themselves, which then count less.
     """
-    fits = [_fit(rows / measured_us[:, None], expected, _prior(scales, always, strictness)) for strictness in STRICTNESS]
+    weights = np.ones(len(rows)) if relative_stds is None else 1.0 / np.sqrt(1.0 + (relative_stds / USUAL_ERROR) ** 2)
+    relative = rows / measured_us[:, None]
+    fits = [_fit(relative, weights, expected, _prior(scales, always, strictness)) for strictness in STRICTNESS]
     losses = [float(np.abs(residuals).mean()) for _, _, residuals, _ in fits]
     best = int(np.argmin(losses))
     coefficients, covariance, residuals, leverage = fits[best]
-    layers = coefficients[0] ** 2 * layers_variance_us2 / measured_us**2
+    layers = (weights * coefficients[0] / measured_us) ** 2 * layers_variance_us2
     # A leave-one-out residual varies by 1 / (1 - leverage) of what the noise varies.
     spread = 1.0 / (1.0 - leverage)
     error = max(LEAST_ERROR, math.sqrt(max(0.0, float(np.mean((residuals**2 - layers) / spread)))))
@@ -92,11 +97,13 @@ def _prior(scales: np.ndarray, always: int, strictness: float) -> np.ndarray:
     return np.asarray(scales * factors)
 
 
-def _fit(rows: np.ndarray, expected: np.ndarray, prior: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Coefficients, their covariance, leave-one-out residuals of the target 1, leverages."""
-    x = rows * prior
+def _fit(
+    rows: np.ndarray, weights: np.ndarray, expected: np.ndarray, prior: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Coefficients, their covariance, leave-one-out residuals of the target 1 times the weights, leverages."""
+    x = rows * weights[:, None] * prior
     inverse = np.linalg.inv(x.T @ x + np.eye(x.shape[1]))
-    left = 1.0 - rows @ expected
+    left = weights * (1.0 - rows @ expected)
     solution = inverse @ (x.T @ left)
     leverage = np.minimum(np.einsum("ij,jk,ik->i", x, inverse, x), 1.0 - 1e-9)
     residuals = (left - x @ solution) / (1.0 - leverage)

@@ -35,7 +35,7 @@ PROCESS_SHARE = 0.5  # weight of the linear model before there are measurements
 @dataclass(frozen=True)
 class _Fitted:
     """After `fit`: the scale of the device, the posterior, weights of the combinations `(d, len(RIDGES))` with the variances of
-    their relative errors, and the weights of posterior and combinations.
+    their relative errors, the weights of posterior and combinations, and what they predict of each measurement without it.
     """
 
     scale: float
@@ -43,6 +43,7 @@ class _Fitted:
     combinations: np.ndarray
     variances: np.ndarray
     shares: np.ndarray
+    left_out: np.ndarray
 
 
 class TransferPredictor:
@@ -131,14 +132,27 @@ class TransferPredictor:
         curves, count = self._curves[ids], len(ids)
         if not curves.shape[1] or count < LEAST_STACKED:
             none = np.zeros((curves.shape[1], 0))
-            self._fitted = _Fitted(scale, posterior, none, np.zeros(0), np.ones(1))
+            left_out = posterior.left_out * scale * self.sources.base[ids]
+            self._fitted = _Fitted(scale, posterior, none, np.zeros(0), np.ones(1), left_out)
             return
         predicted = [posterior.left_out, *(_left_out(curves, target, ridge) for ridge in RIDGES)]
         errors = np.array([_mean_square(p / target - 1.0) for p in predicted])
         prior = np.array([PROCESS_SHARE, *[(1 - PROCESS_SHARE) / len(RIDGES)] * len(RIDGES)])
         shares = prior * (errors / errors.min()) ** (-0.5 * count)
+        shares = shares / shares.sum()
         combinations = np.array([_combination(curves, target, ridge) for ridge in RIDGES]).T
-        self._fitted = _Fitted(scale, posterior, combinations, errors[1:], shares / shares.sum())
+        left_out = shares @ np.array(predicted) * scale * self.sources.base[ids]
+        self._fitted = _Fitted(scale, posterior, combinations, errors[1:], shares, left_out)
+
+    def left_out(self) -> np.ndarray:
+        """Each measurement as the others predict it, `(m,)`, in their unit; the scale and the stacking's weights are of all.
+
+        Raises:
+            RuntimeError: before `fit`.
+        """
+        if self._fitted is None:
+            raise RuntimeError("the transfer predictor is not fitted")
+        return self._fitted.left_out
 
     def forget(self) -> None:
         """Forget the new device, to go on with another one."""

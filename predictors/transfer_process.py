@@ -16,7 +16,7 @@ import numpy as np
 from predictors.transfer_sources import OUTLIER, Sources
 
 SPANS = (0.0, 0.25, 0.5, 1.0, 2.0)  # how far a new device differs from the mean one, in units of the known devices' covariance
-ALIKES = (0.0, 0.01, 0.03, 0.1, 0.3)  # how far in features that act alike, standard deviation relative to latency
+ALIKES = (0.0, 0.01, 0.03, 0.1, 0.3, 0.8)  # how far in features that act alike, standard deviation relative to latency
 NOISES = (0.0005, 0.002, 0.005, 0.01, 0.02, 0.04, 0.07, 0.1, 0.14, 0.2)  # standard deviation of a measurement
 SCALE_STD = 0.3  # of the scale, beyond the median of the measurements
 CELLS = 16  # the likeliest cells, which give a prediction's variance

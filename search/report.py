@@ -240,6 +240,7 @@ def _table_rows(view: Summary) -> list[tuple[str, str]]:
         *((name, str(value)) for name, value in device_of(view).items()),
         ("statistic", str(table.get("statistic", ""))),
         ("measured pairs", f"{shown(table.get('pairs'), ',.0f')} of {shown(table.get('reachable_pairs'), ',.0f')}"),
+        ("transferred", str(table.get("transferred", ""))),
         ("speed of profiling", shown(table.get("pairs_per_min"), ",.0f", " pairs per minute")),
     ]
     return _told(rows)

@@ -110,7 +110,8 @@ def summarize(
 
 def table_figures(name: str, table: Mapping[str, Any]) -> dict[str, Any]:
     """What the table of a device holds, and how well its latency model does."""
-    kept = {part: table[part] for part in ("pairs", "pairs_per_min", "reachable_pairs", "statistic")}
+    parts = ("pairs", "pairs_per_min", "reachable_pairs", "statistic", "transferred")
+    kept = {part: table[part] for part in parts if part in table}
     device = {"name": name, **table["device"]}
     return {"table": {**kept, "device": device}, "latency_model": with_lists(table["latency_model"])}
 

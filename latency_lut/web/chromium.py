@@ -79,9 +79,7 @@ class ChromiumChannel:
 
     def __init__(self, threads: int) -> None:
         path, _ = browser()
-        distribution = package.installed() / "node_modules" / "onnxruntime-web" / "dist"
-        names = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
-        files = {name: distribution / name for name in names}
+        files = {file.name: file for file in package.page_files()}
         files |= {name: package.FOLDER / name for name in ("page.mjs", "sessions.mjs")}
         self._server = _Server(files)
         self._profile = tempfile.TemporaryDirectory(prefix="netwright-chromium-", ignore_cleanup_errors=True)

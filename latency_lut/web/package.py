@@ -16,6 +16,7 @@ from spaces.errors import UserError
 FOLDER = Path(__file__).resolve().parent
 LOCKED = ("package.json", "package-lock.json")
 OLDEST_NODE = 18
+PAGE_FILES = ("ort.wasm.bundle.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 SETUP_TIMEOUT_S = 900
 
 
@@ -87,6 +88,15 @@ def installed() -> Path:
             f"cannot write {folder}: {error.strerror or error}; set XDG_CACHE_HOME to a folder that you may write"
         ) from error
     return folder
+
+
+def page_files() -> list[Path]:
+    """The files of onnxruntime-web that a page needs.
+
+    Raises:
+        UserError: as `installed`.
+    """
+    return [installed() / "node_modules" / "onnxruntime-web" / "dist" / name for name in PAGE_FILES]
 
 
 def _install(npm: str, folder: Path) -> None:

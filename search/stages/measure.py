@@ -11,6 +11,7 @@ from latency_lut.device import Device
 from latency_lut.drift import age_days, check
 from latency_lut.profile import profile
 from latency_lut.table import STATISTIC, LatencyTable
+from latency_lut.transferred import Transferred
 from predictors.latency import LatencyPredictor
 from search.job import Job
 from search.run import Facts, digest
@@ -71,6 +72,10 @@ def measure_tables(job: Job) -> Facts:
             LatencyTable.load(given).check(job.space, device)
             write_atomically(path, given.read_bytes())
         recheck(job, device)
+        if path.exists() and (table := LatencyTable.load(path)).transferred is not None:
+            facts["devices"][device.name] = transferred_figures(job, device, table)
+            outputs.append(table.fingerprint)
+            continue
         settings = {k: v for k, v in asdict(job.profile).items() if k in ("max_pairs", "networks", "rounds", "visit_s")}
         settings |= {"refinement": job.profile.refinement, "on_progress": job.progress.advance}
         table, stats = profile(job.space, device, path, seed=job.seed, **settings)
@@ -91,3 +96,25 @@ def measure_tables(job: Job) -> Facts:
             f"held-out networks: mean error {quality.mape:.1%}, Spearman {quality.spearman:.3f}"
         )
     return {**facts, "output": digest(outputs)}
+
+
+def transferred_figures(job: Job, device: Device, table: LatencyTable) -> Facts:
+    """What is told of a table that was predicted from other devices. It is used as it is: who has it chose not to measure."""
+    table.check(job.space, device)
+    quality = LatencyPredictor.fit(table, job.space, job.profile.held_out, job.seed).quality
+    transferred = table.transferred or Transferred({}, 0, 0, None, None)
+    job.progress.say(
+        f"  {device.name}: {transferred.summary()}; latency model on {quality.n} held-out networks: mean error "
+        f"{quality.mape:.1%}, Spearman {quality.spearman:.3f}"
+    )
+    return {
+        "pairs": len(table.entries),
+        "reachable_pairs": len(table.entries) + len(transferred.pairs),
+        "pairs_per_min": 0.0,
+        "measured": 0,
+        "transferred": transferred.summary(),
+        "statistic": STATISTIC,
+        "device": {**device.describe(), "fingerprint": device.fingerprint},
+        "latency_model": asdict(quality),
+        "curve": [],
+    }

@@ -28,7 +28,7 @@ SMALL = [
     "networks=8",
 ]
 
-DEVICES = "Available options in 'device': arm cuda ort_cuda ort_tensorrt phone pi torch_cpu wasm wasm_chromium x86"
+DEVICES = "Available options in 'device': arm browser cuda ort_cuda ort_tensorrt phone pi torch_cpu wasm wasm_chromium x86"
 
 
 def lacks(runtime, provider):

@@ -149,7 +149,7 @@ def test_a_run_that_was_cut_between_anchors_is_whole_all_the_same(tiny_space, fa
     assert imported.table.entries == import_results(tiny_space, far / "results.jsonl", tmp_path).table.entries
 
 
-@settings(max_examples=400, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damaged_results_are_refused_in_one_line(data, tiny_space, far, files, anchors, tmp_path):
     what, content = data.draw(damage.damaged_results(dict(files)["results.jsonl"], anchors))
@@ -159,7 +159,7 @@ def test_damaged_results_are_refused_in_one_line(data, tiny_space, far, files, a
     assert refusal(tiny_space, tmp_path / "results.jsonl", tmp_path / "tables", (far,))
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damaged_bundles_are_refused_in_one_line(data, tiny_space, files, tmp_path):
     what, content = data.draw(damage.damaged_bundles(files))
@@ -170,7 +170,7 @@ def test_damaged_bundles_are_refused_in_one_line(data, tiny_space, files, tmp_pa
     assert not (tmp_path.parent / "x").exists()
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_flipped_bit_of_a_bundle_changes_nothing_that_is_believed(data, tiny_space, far, files, tmp_path):
     content = bytearray(damage.packed(files))

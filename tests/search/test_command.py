@@ -647,7 +647,12 @@ def test_help_explains(tmp_path: Path) -> None:
             "us ms s",
             "python -m search stages=[space]",
         ),
-        *("run=runs/NAME stages=[export]", "-m seed=0,1,2", "study: nsga2, random, tpe", "candidates: 5000"),
+        *(
+            "run=runs/NAME stages=[export]",
+            "-m seed=0,1,2",
+            "study: nsga2, one_by_one, random, reinforce, tpe, training_free",
+            "candidates: 5000",
+        ),
     ):
         assert words in done.stdout
     assert not list(tmp_path.iterdir())

@@ -166,7 +166,6 @@ def test_killed_in_a_gradient_search_and_started_again(
             "study=training_free",
             "study.candidates=24",
             "study.strategy.proxies=[synflow,snip]",
-            "study.strategy.weights._target_=optuna.samplers.TPESampler",
             "study.strategy.networks=2",
             "proxies.images=8",
         ),

@@ -19,6 +19,7 @@ from search.training.progressive import Progressive
 from search.training.sandwich import Sandwich
 from search.training.schedule import rate_factor
 from search.training.sorted import Sorted
+from search.training.strategy import drawn
 from search.training.uniform import Uniform
 from spaces import weights
 from spaces.choice import Architecture
@@ -31,6 +32,7 @@ from spaces.weights import ElasticWeight
 STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "sandwich": lambda: Sandwich(1),
     "sandwich after the largest": lambda: Sandwich(1, largest_first=0.5),
+    "sandwich now and then": lambda: Sandwich(1, every=3),
     "sorted": lambda: Sorted(2),
     "progressive": lambda: Progressive(2, largest_share=0.4),
     "uniform": Uniform,
@@ -103,6 +105,15 @@ def test_sandwich_trains_both_ends_and_drawn_ones(tiny_space: MobileSpace, monke
     assert seen[:2] == [tiny_space.largest(), tiny_space.smallest()]
     assert len(seen) == 4
     assert trained_in(Sandwich(2), supernet, 0, 10, monkeypatch) == seen  # the step decides what is drawn
+
+
+def test_between_sandwiches_drawn_networks_learn_from_the_labels(
+    tiny_space: MobileSpace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    supernet, strategy = Supernet(tiny_space), Sandwich(2, every=3)
+    between = trained_in(strategy, supernet, 4, 10, monkeypatch)
+    assert between == drawn(tiny_space, np.random.default_rng(4), 2)
+    assert trained_in(strategy, supernet, 6, 10, monkeypatch)[:2] == [tiny_space.largest(), tiny_space.smallest()]
 
 
 def test_the_largest_first_and_then_the_sandwich(tiny_space: MobileSpace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -237,6 +248,8 @@ def test_rates_rise_and_fall(name: str) -> None:
         (lambda: Distillation(torch.nn.Identity(), attention=1.0), "attention"),
         (lambda: Sandwich(-1), "-1"),
         (lambda: Sandwich(1, largest_first=1.0), "1.0"),
+        (lambda: Sandwich(1, every=0), "every is 0"),
+        (lambda: Sandwich(0, every=2), "every is 2"),
         (lambda: Sorted(0), "0"),
         (lambda: Progressive(0), "0"),
         (lambda: Progressive(1, largest_share=0.0), "0.0"),

@@ -1,0 +1,201 @@
+"""What `strategies_cifar10` shows: figures per strategy, tables between the marks of `strategies.md`, and a picture."""
+
+from __future__ import annotations
+
+import io
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from scipy.stats import kendalltau
+
+from benchmarks.strategies_phases import DEFAULT, GRADIENT, PLAIN, TRAINING, Bench
+from search.objectives import hypervolume
+from spaces.files import write_atomically
+
+matplotlib.use("agg")
+from matplotlib import pyplot
+
+CHANCE = 0.1
+BUDGETS = (0.25, 0.5)  # shares of the largest float network's latency
+BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
+# Okabe and Ito, which colour-blind people can tell apart.
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000", "#8A8F98", "#999933")
+
+Figures = dict[str, Any]
+
+
+def write(bench: Bench, strategies: Sequence[str], docs: Path | None) -> Figures:
+    """Figures of all strategies; with a folder `docs` also its table and picture."""
+    timing = json.loads(bench.result_path("timing").read_text())
+    rows = {s: figures(bench, s, timing) for s in dict.fromkeys((*strategies, "random"))}
+    result = {
+        "strategies": rows,
+        "supernet_pays": pays(bench),
+        "gap_points_by_epochs": curve(bench),
+        "setting": bench.setting,
+        "rows": bench.rows,
+        "epochs": bench.epochs,
+        "machine": machine(bench, timing),
+    }
+    write_atomically(Path(bench.work) / "figures.json", json.dumps(result, indent=1))
+    if docs is not None:
+        picture(rows, timing, docs / "strategies.png")
+        path = docs / "strategies.md"
+        text = path.read_text()
+        before, _, rest = text.partition(BEGIN)
+        write_atomically(path, before + BEGIN + "\n\n" + tables(result) + "\n" + END + rest.partition(END)[2])
+    return result
+
+
+def figures(bench: Bench, strategy: str, timing: Mapping[str, Any]) -> Figures:
+    """One strategy: what its front is worth, how its supernet ranks, what it cost."""
+    front = [r for r in timing["rows"] if r["strategy"] == strategy]
+    reference_us = timing["largest_us"]
+    points = [(1.0 - r["accuracy"], r["us"]) for r in front]
+    volume = hypervolume(points, (1.0 - CHANCE, reference_us)) / ((1.0 - CHANCE) * reference_us)
+    at_budget = {}
+    for share in BUDGETS:
+        fast = [r["accuracy"] for r in front if r["us"] <= share * reference_us]
+        at_budget[f"{share * reference_us:.0f} us"] = max(fast, default=None)
+    weights = strategy if strategy in TRAINING else DEFAULT
+    alone, inherited = accuracies(bench, "alone-1.0"), accuracies(bench, f"inherited-{weights}")
+    finished = accuracies(bench, f"finished-{weights}")
+    supernet = bench.job(weights).run.facts("supernet")
+    searched = [f"search:{strategy}"] if strategy != "random" else []
+    costs = [cost(bench, phase) for phase in (f"supernet:{weights}", *searched)]
+    return {
+        "hypervolume": volume,
+        "accuracy_at_budget": at_budget,
+        "networks_on_front": len(front),
+        "tau": float(kendalltau(inherited, alone).statistic),
+        "gap_points": 100.0 * float(np.mean(alone) - np.mean(inherited)),
+        "gap_finished_points": 100.0 * float(np.mean(alone) - np.mean(finished)),
+        "weights": weights,
+        "train_macs": supernet["macs"],
+        "train_epochs": supernet["epochs"],
+        "train_s": costs[0]["cpu_s"],
+        "search_s": costs[1]["cpu_s"] if searched else None,
+        "peak_mib": max(c["peak_mib"] for c in costs),
+    }
+
+
+def pays(bench: Bench) -> Figures:
+    """The networks out of one supernet, finished, against as many trained alone that took the same arithmetic together."""
+    parts = {"inherited": f"inherited-{DEFAULT}", "finished": f"finished-{DEFAULT}", "alone_equal": "alone-equal"}
+    means = {name: float(np.mean(accuracies(bench, kind))) for name, kind in parts.items()}
+    together = {name: sum(r["macs"] for r in results(bench, parts[name])) for name in ("finished", "alone_equal")}
+    supernet = bench.job(DEFAULT).run.facts("supernet")["macs"]
+    better = np.array(accuracies(bench, parts["finished"])) > np.array(accuracies(bench, parts["alone_equal"]))
+    return {
+        **{f"accuracy_{name}": value for name, value in means.items()},
+        "accuracy_alone_same_epochs": float(np.mean(accuracies(bench, "alone-1.0"))),
+        "networks": bench.networks,
+        "networks_better": int(better.sum()),
+        "macs_supernet": supernet,
+        "macs_finishing": together["finished"],
+        "macs_alone_equal": together["alone_equal"],
+        "epochs_alone_equal": results(bench, "alone-equal")[0]["epochs"],
+    }
+
+
+def curve(bench: Bench) -> dict[int, float]:
+    """Gap between networks trained alone and inherited ones in points, by epochs of both."""
+    points = {}
+    for length in (*bench.lengths, 1.0):
+        name = DEFAULT if length == 1.0 else f"{DEFAULT}@{length}"
+        alone, inherited = accuracies(bench, f"alone-{length}"), accuracies(bench, f"inherited-{name}")
+        points[bench.alone_epochs(str(length), 0.0)] = 100.0 * float(np.mean(alone) - np.mean(inherited))
+    return points
+
+
+def results(bench: Bench, kind: str) -> list[dict[str, Any]]:
+    return [json.loads(bench.result_path(f"{kind}-{index}").read_text()) for index in range(bench.networks)]
+
+
+def accuracies(bench: Bench, kind: str) -> list[float]:
+    return [r["accuracy"] for r in results(bench, kind)]
+
+
+def cost(bench: Bench, phase: str) -> dict[str, float]:
+    values: dict[str, float] = json.loads(bench.cost_path(phase).read_text())
+    return values
+
+
+def machine(bench: Bench, timing: Mapping[str, Any]) -> Figures:
+    """What all of this ran on."""
+    return {**timing["device"], "torch": torch.__version__, "python": platform.python_version(), "jobs": bench.jobs}
+
+
+# -- shown --------------------------------------------------------------------------------------------------------------------
+
+
+def tables(result: Mapping[str, Any]) -> str:
+    """Markdown."""
+    rows, pays_, by_epochs = result["strategies"], result["supernet_pays"], result["gap_points_by_epochs"]
+    budgets = list(next(iter(rows.values()))["accuracy_at_budget"])
+    head = ["strategy", "hypervolume", *(f"accuracy within {b}" for b in budgets), "tau", "gap", "gap finished"]
+    head += ["epochs", "training, TMAC", "training, s", "search, s", "memory, MiB"]
+    body = []
+    for name, row in sorted(rows.items(), key=lambda item: -item[1]["hypervolume"]):
+        at_budget = [shown(row["accuracy_at_budget"][b], "{:.1%}") for b in budgets]
+        gaps = [f"{row['tau']:.2f}", f"{row['gap_points']:+.1f}", f"{row['gap_finished_points']:+.1f}"]
+        own = gaps if row["weights"] == name else ["as " + row["weights"], "", ""]
+        costs = [
+            str(row["train_epochs"]),
+            f"{row['train_macs'] / 1e12:.3f}",
+            f"{row['train_s']:.0f}",
+            shown(row["search_s"], "{:.0f}"),
+        ]
+        body.append([f"`{name}`", f"{row['hypervolume']:.3f}", *at_budget, *own, *costs, f"{row['peak_mib']:.0f}"])
+    lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
+    size = f"{result['rows'] or 'all'} rows of the training file, the arithmetic of {result['epochs']} epochs of `{PLAIN}`"
+    described = "; ".join(f"{key} {value}" for key, value in result["machine"].items())
+    lines += ["", f"Setting `{result['setting']}`: {size}. {described}.", "", *paid(pays_)]
+    by_length = ", ".join(f"{epochs}: {gap:+.1f}" for epochs, gap in by_epochs.items())
+    lines += ["", f"Gap without any retraining, in points, by epochs of the networks trained alone: {by_length}."]
+    return "\n".join(lines) + "\n"
+
+
+def paid(pays_: Mapping[str, Any]) -> list[str]:
+    """Whether the supernet pays, in words."""
+    total, alone = ((pays_["macs_supernet"] + pays_["macs_finishing"]) / 1e12, pays_["macs_alone_equal"] / 1e12)
+    return [
+        f"{pays_['networks']} networks out of one supernet, finished: {pays_['accuracy_finished']:.1%} on average "
+        f"(inherited {pays_['accuracy_inherited']:.1%}), {total:.3f} TMAC in all.",
+        f"The same networks trained alone for {pays_['epochs_alone_equal']} epochs: {pays_['accuracy_alone_equal']:.1%}, "
+        f"{alone:.3f} TMAC in all; {pays_['networks_better']} of the {pays_['networks']} are better out of the supernet.",
+        f"Trained alone for as many epochs as `{PLAIN}`: {pays_['accuracy_alone_same_epochs']:.1%}.",
+    ]
+
+
+def shown(value: float | None, form: str) -> str:
+    return "none" if value is None else form.format(value)
+
+
+def picture(rows: Mapping[str, Figures], timing: Mapping[str, Any], path: Path) -> None:
+    """Measured fronts, and how far inherited and finished networks are from those trained alone."""
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+    for colour, strategy in zip(COLOURS, rows, strict=False):
+        front = sorted((r["us"], 100.0 * r["accuracy"]) for r in timing["rows"] if r["strategy"] == strategy)
+        style = {"sandwich": "-", "random": ":"}.get(strategy, "--" if strategy in GRADIENT else "-.")
+        left.plot([p[0] for p in front], [p[1] for p in front], style, marker="o", markersize=4, color=colour, label=strategy)
+    left.set(xscale="log", xlabel="latency on x86, µs (measured)", ylabel="test accuracy, inherited, %")
+    left.legend(fontsize=8)
+    own = [s for s in rows if rows[s]["weights"] == s]
+    at = np.arange(len(own))
+    for offset, kind, label in ((-0.2, "gap_points", "as inherited"), (0.2, "gap_finished_points", "finished")):
+        right.bar(at + offset, [rows[s][kind] for s in own], 0.4, label=label, color=COLOURS[0 if offset < 0 else 1])
+    right.axhline(0.0, color="black", linewidth=0.8)
+    right.set_xticks(at, [f"{s}\ntau {rows[s]['tau']:.2f}" for s in own])
+    right.set_ylabel("points below the same networks trained alone")
+    right.legend(fontsize=8)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110, metadata={"Software": ""})
+    pyplot.close(figure)
+    write_atomically(path, buffer.getvalue())

@@ -1,0 +1,121 @@
+"""The comparison of strategies, on a few of scikit-learn's digits in Parquet files."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from benchmarks import strategies_report
+from benchmarks.strategies_cifar10 import Schedule, parse
+from benchmarks.strategies_phases import ALONE_PARTS, TRAINING, Bench, arithmetic, reference_networks
+from search.__main__ import do_stage
+from search.stages import STAGES
+
+SMALL = [
+    "data.channels=1",
+    "data.resolutions=[8]",
+    "data.size=8",
+    "data.module.val_share=0.3",
+    "data.module.batch_size=32",
+    "profile.max_pairs=40",
+    "profile.networks=8",
+    "profile.rounds=3",
+    "space.stages=[{widths:[8,16],depths:[1],stride:2}]",
+    "space.stem=[8]",
+    "space.head=[16]",
+    "space.kernels=[3]",
+    "evaluation.calibration_images=32",
+    "predictor=ridge",
+    "study.candidates=60",
+]
+
+
+@pytest.fixture(scope="module")
+def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("digits")
+    digits = load_digits()
+    for part, chosen in (("train", slice(0, 200)), ("test", slice(200, 300))):
+        rows = []
+        for pixels, label in zip(digits.images[chosen], digits.target[chosen], strict=True):
+            file = io.BytesIO()
+            Image.fromarray((pixels * 15).astype(np.uint8)).save(file, format="PNG")
+            rows.append({"image": {"bytes": file.getvalue(), "path": None}, "label": int(label)})
+        pq.write_table(pa.Table.from_pylist(rows), folder / f"{part}.parquet")
+    settings = ["rows=null", "test_images=100", "epochs=2", "networks=4", "members=[0.1]", "timed=3", "threads=1"]
+    return [f"data={folder}", f"work={folder / 'work'}", "setting=quick", *settings, f"search={json.dumps(SMALL)}"]
+
+
+@pytest.fixture(scope="module")
+def bench(arguments: list[str]) -> Bench:
+    bench = parse([*arguments, "strategies=sandwich"]).bench
+    arithmetic(bench)
+    return bench
+
+
+def test_training_strategies_get_equal_arithmetic(bench: Bench) -> None:
+    macs = {s: bench.epochs_of(s, 20.0) * bench.plan["macs_per_image"][s] for s in TRAINING}
+    assert max(macs.values()) / min(macs.values()) < 1.05
+    total = bench.alone_epochs("equal", 0.05) * 3 * bench.plan["macs"]["networks"]
+    supernet = bench.epochs * bench.plan["macs_per_image"]["bignas"] * 1.2
+    assert abs(total - supernet) <= 0.5 * 3 * bench.plan["macs"]["networks"] or bench.alone_epochs("equal", 0.05) == 1
+
+
+def test_networks_trained_alone_are_the_same_every_time_and_spread_over_sizes(bench: Bench) -> None:
+    space = bench.job("sandwich").space
+    chosen = reference_networks(space, 6, 3)
+    assert chosen == reference_networks(space, 6, 3) != reference_networks(space, 6, 4)
+    macs = [space.network(a).macs for a in chosen]
+    assert macs == sorted(macs)
+    assert macs[-1] > 1.5 * macs[0]
+
+
+def test_phases_give_the_figures_and_the_picture(bench: Bench, tmp_path: Path) -> None:
+    job = bench.job("sandwich")
+    for stage in STAGES:
+        if stage.name in ("space", "tables", "supernet", "predictors", "study"):
+            do_stage(job, stage, None)
+    phases = [f"alone:{length}:{part}" for length in ("1.0", "equal") for part in range(ALONE_PARTS)]
+    for phase in (*phases, "judge:sandwich", "timing:sandwich"):
+        bench.run_phase(phase)
+    before = {path: path.stat().st_mtime_ns for path in Path(bench.work, "results").glob("alone-*")}
+    bench.run_phase(phases[0])
+    assert len(before) == 8
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    for phase in ("supernet:sandwich", "search:sandwich"):
+        bench.cost_path(phase).parent.mkdir(exist_ok=True)
+        bench.cost_path(phase).write_text('{"cpu_s": 1.0, "wall_s": 2.0, "peak_mib": 3.0}')
+    (tmp_path / "strategies.md").write_text(f"before\n{strategies_report.BEGIN}old{strategies_report.END}\nafter\n")
+    result = strategies_report.write(bench, ["sandwich"], tmp_path)
+    row = result["strategies"]["sandwich"]
+    assert {"tau", "gap_points", "gap_finished_points", "hypervolume", "accuracy_at_budget", "train_s"} <= row.keys()
+    assert 0.0 <= row["hypervolume"] < 1.0
+    assert row["train_macs"] == pytest.approx(2 * job.train_images * bench.plan["macs_per_image"]["bignas"], rel=0.3)
+    text = (tmp_path / "strategies.md").read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("\nafter\n")
+    assert "| `sandwich` |" in text
+    assert "old" not in text
+    assert (tmp_path / "strategies.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_gradient_strategies_search_in_the_default_supernet_after_it_is_there(arguments: list[str]) -> None:
+    options = parse([*arguments, "strategies=tangle"])
+    waves = [[name for name, _ in wave] for wave in Schedule(options).waves]
+    place = {name: index for index, names in enumerate(waves) for name in names}
+    assert place["supernet:sandwich"] < place["search:tangle"] < place["timing:sandwich+tangle"]
+    assert "supernet:tangle" not in place
+    assert "supernet=sandwich" in options.bench.overrides("tangle")
+
+
+@pytest.mark.parametrize("mistake", ["setting=fast", "strategies=best", "epoch=3", "data=nowhere"])
+def test_a_mistake_is_one_line(arguments: list[str], mistake: str) -> None:
+    with pytest.raises(SystemExit, match=r"error: .*(allowed|no file)"):
+        parse([*arguments, mistake])
