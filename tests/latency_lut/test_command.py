@@ -186,7 +186,7 @@ def test_help_explains(command):
     assert status == 0
     for text in (
         "python -m latency_lut device=x86",
-        "device: arm, cuda, ort_cuda, ort_tensorrt, phone, pi, torch_cpu, wasm, wasm_chromium, x86",
+        "device: arm, browser, cuda, ort_cuda, ort_tensorrt, phone, pi, torch_cpu, wasm, wasm_chromium, x86",
         "max_pairs",
     ):
         assert text in out

@@ -85,7 +85,8 @@ def test_the_key_of_a_layer_can_be_measured_and_is_its_own_key(lowering: str, sp
 
 
 def test_every_lowering_and_every_spec_is_covered() -> None:
-    assert {name for name, _ in CASES} == {name for name, entry in LOWERINGS.items() if entry.model_kind == "onnx"}
+    of_onnx = {name for name, entry in LOWERINGS.items() if entry.model_kind == "onnx"}
+    assert {name for name, _ in CASES} == of_onnx - {"traced"}  # held against the foreign module in tests/spaces/test_nni.py
     assert all(applicable(spec) for spec in SPECS)
 
 

@@ -20,7 +20,6 @@ import numpy as np
 import onnx
 import psutil
 import pytest
-import torch
 from torch import nn
 
 from latency_lut.device import Device
@@ -33,7 +32,7 @@ from latency_lut.web.worker import WebError, Worker
 from spaces.errors import UserError
 from spaces.layers import LayerSpec
 from spaces.mobile import MobileSpace
-from spaces.tracing import trace
+from tests.spaces.traced_layer import traced_layer
 
 ROOT = Path(__file__).resolve().parents[2]
 X86 = Device("x86")
@@ -50,15 +49,6 @@ def has_chromium() -> bool:
 
 
 needs_chromium = pytest.mark.skipif(not has_chromium(), reason="Chromium is not installed")
-
-
-def traced_layer() -> LayerSpec:
-    """What of a module is of no other operator."""
-    with torch.device("meta"):
-        module = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.AvgPool2d(2), nn.Sigmoid(), nn.Flatten(), nn.Linear(128, 10))
-    (spec,) = (node.spec for node in trace(module, (3, 8, 8)).network.nodes if node.spec.operator == "traced")
-    return spec
-
 
 BYTES: dict[str, Any] = {"precision": "w8a8", "input_bits": 8, "output_bits": 8}
 SMALL = LayerSpec("conv2d", 8, 8, 8, 8, 3)
@@ -91,7 +81,7 @@ SPECS = [
     LayerSpec("layer_norm", 24, 24, 5, 5, input_bits=8, output_bits=8),
     LayerSpec("attention", 96, 32, 5, 5, heads=4),
     LayerSpec("attention", 96, 32, 1, 30, heads=2, input_bits=8, output_bits=8, skip_bits=8),
-    traced_layer(),
+    traced_layer(nn.AvgPool2d(2), nn.Sigmoid()),
 ]
 PAIRS = [(spec, name) for spec in SPECS for name in applicable(spec)]
 

@@ -96,6 +96,17 @@ def test_submitit_on_this_machine(tiny_job: Job, tmp_path: Path) -> None:
     check(tmp_path, command(*tiny_job, "hydra/launcher=submitit_local", "seed=0,1"), 2, environment())
 
 
+@pytest.fixture
+def ray_starts() -> None:
+    """Ray needs shared memory and free ports, which not every machine gives."""
+    program = "import ray; ray.init(include_dashboard=False, num_cpus=1); ray.get(ray.remote(lambda: 1).remote())"
+    try:
+        subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, timeout=120)
+    except subprocess.SubprocessError as error:
+        pytest.skip(f"Ray does not start here: {error}")
+
+
+@pytest.mark.usefixtures("ray_starts")
 def test_ray(tiny_job: Job, tmp_path: Path) -> None:
     check(tmp_path, command(*tiny_job, "hydra/launcher=ray", "seed=0,1"), 2, environment())
 
