@@ -161,7 +161,8 @@ class NniSpace(Space):
         except Exception as error:  # of the user's own constructor
             reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise UserError(f"cannot make {self.target} with {self._arguments} ({reason}); see space.model") from error
-        assert isinstance(made, nn.Module)
+        if not isinstance(made, nn.Module):  # `__new__` may give anything
+            raise UserError(f"{self.target} makes a {type(made).__name__}; allowed is a model space of NNI; see space.model")
         return made
 
 

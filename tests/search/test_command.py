@@ -650,7 +650,7 @@ def test_help_explains(tmp_path: Path) -> None:
         *(
             "run=runs/NAME stages=[export]",
             "-m seed=0,1,2",
-            "study: nsga2, one_by_one, random, reinforce, tpe, training_free",
+            "study: nni_evolution, nsga2, one_by_one, random, reinforce, tpe, training_free",
             "candidates: 5000",
         ),
     ):
