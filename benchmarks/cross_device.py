@@ -40,7 +40,7 @@ from latency_lut.command import CONFIG_FOLDER
 from latency_lut.device import Device
 from latency_lut.session import retime
 from predictors.latency import LatencyPredictor
-from search.__main__ import build_job
+from search.building import build_job
 from search.job import Job
 from search.overrides import override_key, plain_settings, saved_overrides
 from search.progress import StageProgress

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from latency_lut.command import CONFIG_FOLDER
 from latency_lut.session import build_random, retime
-from search.__main__ import build_job
+from search.building import build_job
 from search.evaluation import Evaluator, Split
 from search.evaluations import INITIAL, RANDOM, Evaluated
 from search.fronts import evaluated_front

@@ -18,20 +18,17 @@ from safetensors.torch import load_file
 from latency_lut.device import Device
 from latency_lut.energy import measure_energy
 from latency_lut.memory import measure_memory
-from latency_lut.refine import Refinement
 from latency_lut.table import LatencyTable
 from predictors.accuracy import AccuracyPredictor
 from predictors.automatic import KINDS, Automatic
 from predictors.energy import EnergyPredictor
 from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
-from predictors.wishes import wishes_of
 from search import __version__
 from search.candidates import Candidate
 from search.data import check_batch, fingerprint
 from search.evaluation import Evaluation, Evaluator, Split, Weights, calibration_batches, collect, training_sample
 from search.evaluations import Evaluations
-from search.export import Tolerances
 from search.fronts import choose
 from search.objectives import Goal, devices_of
 from search.one_by_one import Halving, TrainedNetworks
@@ -40,6 +37,7 @@ from search.progress import StageProgress
 from search.proxies import ProxyScores, ProxySettings, compressed
 from search.relaxation import RelaxationSettings
 from search.run import Run, digest
+from search.settings import EvaluationSettings, ExportSettings, ProfileSettings
 from search.shared_study import SharedStudy
 from search.strategies import SearchStrategy
 from search.study import StudySettings
@@ -58,59 +56,6 @@ PROXIES_FILE = "proxies.parquet"
 FINISHED_FOLDER = "finished"
 RELAXED_FOLDER = "relaxed"
 ALONE_FOLDER = "supernet/alone"
-
-
-@dataclass(frozen=True)
-class ProfileSettings:
-    """How tables are measured, see `latency_lut.profile.profile`.
-
-    `tables`: folder with finished tables to start from. `recheck_days`: older tables are checked for drift; `None`: none are.
-    `target_error`, `budget_s`: see `latency_lut.refine`.
-
-    Raises:
-        ValueError: `recheck_days` is no number of days, or a limit is out of range.
-    """
-
-    tables: str | None
-    max_pairs: int
-    networks: int
-    rounds: int
-    visit_s: float
-    held_out: int
-    recheck_days: float | None = None
-    target_error: float | None = None
-    budget_s: float | None = None
-
-    @property
-    def refinement(self) -> Refinement | None:
-        """How measuring goes on after a spread sample; `None`: what is measured was decided beforehand."""
-        if self.target_error is None and self.budget_s is None:
-            return None
-        return Refinement(wishes_of, self.target_error, self.budget_s)
-
-    def __post_init__(self) -> None:
-        self.refinement  # noqa: B018 - wrong limits are told before anything runs
-        days = self.recheck_days
-        if days is not None and (isinstance(days, bool) or not isinstance(days, (int, float)) or not days >= 0):
-            raise ValueError(f"recheck_days is {days!r}; allowed are days from 0, or null for no check")
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """Networks evaluated before the first round, how many of them test the predictor, and images to recalibrate with."""
-
-    initial: int
-    held_out: int
-    calibration_images: int
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """How many winners and random networks are exported, and what an export must keep."""
-
-    winners: int
-    random_winners: int
-    tolerances: Tolerances
 
 
 @dataclass

@@ -24,13 +24,6 @@ ssh = pytest.mark.skipif(bool(loopback_sshd.missing()), reason=loopback_sshd.mis
 QUICK = {"max_pairs": 30, "networks": 8, "rounds": 3, "visit_s": 0.00005}
 
 
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory):
-    server = loopback_sshd.Sshd(tmp_path_factory.mktemp("sshd"))
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def pi(sshd, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", sshd.path)

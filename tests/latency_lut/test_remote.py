@@ -22,13 +22,6 @@ SPACE = MobileSpace(1, 4, [8], [8], STAGES, [2], [3, 5], [16], ["w8a8", "fp32"],
 
 
 @pytest.fixture(scope="module")
-def sshd(tmp_path_factory):
-    server = loopback_sshd.Sshd(tmp_path_factory.mktemp("sshd"))
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     """A bundle of 28 pairs, 10 of them anchors, in three batches."""
     path = tmp_path_factory.mktemp("bundle") / "pi-bundle.zip"

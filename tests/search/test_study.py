@@ -26,6 +26,7 @@ from search.study import StudyResult, StudySettings, run_studies
 from search.workers import one_by_one
 from spaces.choice import Architecture
 from spaces.mobile import MobileSpace
+from tests.search.interrupted import interrupted
 
 Measure = Callable[[Architecture], Evaluation]
 
@@ -192,17 +193,8 @@ def test_the_seed_decides_and_a_killed_study_goes_the_same_way(
     expected = search(tiny_space, latency, undisturbed, measure)
     for stop_after in (1, 5, 9, 14):
         path = tmp_path / f"{stop_after}.parquet"
-        left = stop_after
-
-        def dies(architecture: Architecture) -> Evaluation:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-            return measure(architecture)
-
         with pytest.raises(KeyboardInterrupt):
-            search(tiny_space, latency, started(tiny_space, path, measure), dies)
+            search(tiny_space, latency, started(tiny_space, path, measure), interrupted(measure, stop_after))
         evaluations = Evaluations(path, tiny_space, "key")
         result = search(tiny_space, latency, evaluations, measure)
         assert result.front == expected.front
@@ -401,17 +393,10 @@ def test_a_study_of_any_device_that_is_killed_goes_the_same_way(
 ) -> None:
     undisturbed = started(tiny_space, tmp_path / "a.parquet", measure)
     expected = search_both(tiny_space, latencies, undisturbed, measure)
-    left = stop_after
-
-    def dies(architecture: Architecture) -> Evaluation:
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise KeyboardInterrupt
-        return measure(architecture)
-
     with pytest.raises(KeyboardInterrupt):
-        search_both(tiny_space, latencies, started(tiny_space, tmp_path / "b.parquet", measure), dies)
+        search_both(
+            tiny_space, latencies, started(tiny_space, tmp_path / "b.parquet", measure), interrupted(measure, stop_after)
+        )
     evaluations = Evaluations(tmp_path / "b.parquet", tiny_space, "key")
     results = search_both(tiny_space, latencies, evaluations, measure)
     assert [(r.front, r.hypervolumes) for r in results.values()] == [(r.front, r.hypervolumes) for r in expected.values()]

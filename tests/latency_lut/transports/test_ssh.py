@@ -37,13 +37,6 @@ HOSTILE_WORDS = [
 ]
 
 
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory):
-    server = loopback_sshd.Sshd(tmp_path_factory.mktemp("sshd"))
-    yield server
-    server.close()
-
-
 @pytest.fixture
 def pi(sshd, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", sshd.path)

@@ -16,6 +16,7 @@ from search.strategies import Guided, Reinforce, SearchStrategy, TrainingFree
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
+from tests.search.interrupted import interrupted
 
 
 def combined() -> TrainingFree:
@@ -57,17 +58,8 @@ def test_the_seed_decides_and_a_killed_study_ends_the_same(
 ) -> None:
     expected, undisturbed = search(STRATEGIES[name], path="whole")
     for stop_after in (2, 7, 14):
-        left = stop_after
-
-        def dies(architecture: Architecture) -> Evaluation:
-            nonlocal left
-            left -= 1
-            if left < 0:
-                raise KeyboardInterrupt
-            return measure(architecture)
-
         with pytest.raises(KeyboardInterrupt):
-            search(STRATEGIES[name], measured=dies, path=str(stop_after))
+            search(STRATEGIES[name], measured=interrupted(measure, stop_after), path=str(stop_after))
         result, evaluations = search(STRATEGIES[name], path=str(stop_after))
         assert result.front == expected.front
         assert result.candidates == expected.candidates
