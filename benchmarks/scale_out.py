@@ -34,10 +34,11 @@ import optuna
 import torch
 
 from benchmarks.defaults import device_and_space, options
-from search.dask_workers import DaskWorkers
+from search.dask_pool import DaskPool
 from search.data.digits import Digits
 from search.evaluation import Evaluation, Evaluator, Weights, calibration_batches, collect
 from search.shared_study import SharedStudy
+from search.workers import PoolWorkers, WithWeights
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.space import Space
@@ -61,7 +62,7 @@ class Instant(Evaluator):
 # -- Dask ---------------------------------------------------------------------------------------------------------------------
 
 
-def rate_by_dask(workers: DaskWorkers, architectures: Sequence[Architecture]) -> float:
+def rate_by_dask(workers: PoolWorkers, architectures: Sequence[Architecture]) -> float:
     """Evaluations per second."""
     begin = time.perf_counter()
     count = sum(1 for _ in workers.evaluate(architectures))
@@ -72,13 +73,15 @@ def by_dask(evaluator: Evaluator, supernet: Supernet, architectures: Sequence[Ar
     """Rates with one and two workers, and the overhead of an evaluation."""
     rates: dict[int, list[float]] = {1: [], 2: []}
     warnings.filterwarnings("ignore", "Port 8787", UserWarning)  # of the second cluster's status page, which nobody opens
-    with closing(DaskWorkers(evaluator, supernet, 1)) as one, closing(DaskWorkers(evaluator, supernet, 2)) as two:
+    with closing(DaskPool(1)) as first, closing(DaskPool(2)) as second:
+        one, two = (PoolWorkers(pool, WithWeights(evaluator, supernet)) for pool in (first, second))
         for workers in (one, two):
             rate_by_dask(workers, architectures[:4])  # imports, weights
         for _ in range(repeats):
             rates[1].append(rate_by_dask(one, architectures))
             rates[2].append(rate_by_dask(two, architectures))
-    with closing(DaskWorkers(Instant([], evaluator.split), supernet, 1)) as instant:
+    with closing(DaskPool(1)) as pool:
+        instant = PoolWorkers(pool, WithWeights(Instant([], evaluator.split), supernet))
         many = [*architectures] * 5
         rate_by_dask(instant, many[:4])
         overhead_s = statistics.median(1.0 / rate_by_dask(instant, many) for _ in range(repeats))

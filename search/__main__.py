@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import warnings
@@ -40,6 +39,7 @@ from search.stages import STAGES, Stage, of_devices, print_choices
 from search.summary import SUMMARY_FILE, read_summary
 from search.sweep import JOBS_FOLDER, SweepRecorder, job_of, with_folder
 from search.sweep_report import tell_sweep
+from search.training.fit import quiet_lightning
 from search.training.parallel import Processes
 from spaces.errors import UserError
 from spaces.files import write_atomically
@@ -68,8 +68,7 @@ def main(config: DictConfig) -> None:
 def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | None = None) -> None:
     """Run the configured stages; the recorder is told where."""
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric")
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_lightning()
     given = None if config.run is None else Path(str(config.run))
     if given is not None and (given / OVERRIDES_FILE).exists():
         overrides = merged_overrides(saved_overrides(given), overrides)

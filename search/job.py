@@ -31,7 +31,8 @@ from search.evaluation import Evaluation, Evaluator, Split, Weights, calibration
 from search.evaluations import Evaluations
 from search.fronts import choose
 from search.objectives import Goal, devices_of
-from search.one_by_one import Halving, TrainedNetworks
+from search.one_by_one import AloneTrainer, Halving, TrainedNetworks
+from search.pool import Pool
 from search.predicted import PredictedValues
 from search.progress import StageProgress
 from search.proxies import ProxyScores, ProxySettings, compressed
@@ -43,7 +44,7 @@ from search.strategies import SearchStrategy
 from search.study import StudySettings
 from search.training.finishing import FinishSettings
 from search.training.parallel import Processes
-from search.workers import Workers
+from search.workers import PoolWorkers, WithWeights, Workers
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.space import Space
@@ -76,7 +77,7 @@ class Job:
             the `AloneSettings` of its networks, from nothing.
         predictor: makes an accuracy predictor.
         sampler: makes an Optuna sampler from a seed.
-        new_workers: makes those who evaluate networks, from `(evaluator, supernet)`.
+        new_pool: makes those who evaluate networks and train single ones, from what tells a line.
         storage: database of a study that several processes share; `None` for none.
         profile: how tables are measured.
         evaluation: how networks are evaluated.
@@ -104,7 +105,7 @@ class Job:
     training: Callable[..., Any]
     predictor: Callable[[], AccuracyPredictor]
     sampler: Callable[[int], BaseSampler]
-    new_workers: Callable[..., Workers]
+    new_pool: Callable[..., Pool]
     storage: str | None
     profile: ProfileSettings
     evaluation: EvaluationSettings
@@ -319,6 +320,21 @@ class Job:
         return Evaluations(self.path(EVALUATIONS_FILE), self.space, self.evaluations_key)
 
     @cached_property
+    def pool(self) -> Pool:
+        """Who evaluates networks, and trains those that are trained alone.
+
+        Raises:
+            UserError: it cannot be started or reached.
+        """
+        return self.new_pool(say=self.progress.say)
+
+    def release_pool(self) -> None:
+        """Give the pool back; a later use makes another one."""
+        self.__dict__.pop("workers", None)
+        if "pool" in self.__dict__:
+            self.__dict__.pop("pool").close()
+
+    @cached_property
     def workers(self) -> Workers:
         """Who evaluates networks, with the supernet or by training them.
 
@@ -326,10 +342,10 @@ class Job:
             UserError: they cannot be reached.
         """
         if isinstance(self.networks, TrainedNetworks):
-            parts = (self.networks, self.training(), self.ready_data, self.evaluator, self.seed)
-            return Halving(*parts, self._promoted, self.progress.advance)
+            trainer = AloneTrainer(self.space, self.training(), self.ready_data, self.evaluator, self.seed)
+            return Halving(self.networks, trainer, self._promoted, self.pool, self.progress.advance)
         if self.storage is None:
-            return self.new_workers(evaluator=self.evaluator, supernet=self.supernet)
+            return PoolWorkers(self.pool, WithWeights(self.evaluator, self.supernet))
         return self.shared_study
 
     def _promoted(self, accuracies: Mapping[Architecture, float], count: int) -> list[Architecture]:
@@ -369,8 +385,8 @@ class Job:
 
     def close(self) -> None:
         """Give back what evaluates networks, and keep the proxies' scores, where they were needed."""
-        for name in ("workers", "shared_study"):
-            if name in self.__dict__:
-                self.__dict__[name].close()
+        self.release_pool()
+        if "shared_study" in self.__dict__:
+            self.shared_study.close()
         if "proxy_scores" in self.__dict__:
             self.proxy_scores.save()

@@ -7,7 +7,8 @@ ends with the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +119,9 @@ def train_alone(
     data: pl.LightningDataModule,
     calibration: Sequence[torch.Tensor],
     folder: Path,
-) -> None:
+    on_epoch: Callable[[int], None] = lambda done: None,
+    limit_s: float = math.inf,
+) -> bool:
     """Train a network until `epochs` are done, going on from the last checkpoint in `folder`; then in evaluation mode.
 
     Args:
@@ -129,14 +132,21 @@ def train_alone(
         data: training batches.
         calibration: training images for the statistics of batch norm.
         folder: receives `last.ckpt`.
+        on_epoch: called after each epoch with the epochs done.
+        limit_s: see `search.training.fit.train`.
+
+    Returns:
+        Whether all epochs are done.
 
     Raises:
         UserError: the loss is not finite.
     """
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = AloneTraining(network, settings, epochs, seed)
-    train(training, data, folder)
+    if not train(training, data, folder, on_epoch=on_epoch, limit_s=limit_s):
+        return False
     recalibrate(network, calibration)
+    return True
 
 
 @torch.no_grad()

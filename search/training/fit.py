@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+import math
 import pickle  # for the name of an error; torch.load runs with weights_only
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pytorch_lightning as pl
@@ -25,14 +29,41 @@ class Training(pl.LightningModule):
     epochs: int
 
 
-def train(training: Training, data: pl.LightningDataModule, folder: Path, processes: Processes | None = None) -> None:
-    """Train to the end, from the last checkpoint in `folder` if there is one.
+class _AfterEpochs(pl.Callback):
+    """Tells how far a training is, and ends it after the epoch in which its time is over."""
+
+    def __init__(self, on_epoch: Callable[[int], None], limit_s: float) -> None:
+        self.on_epoch, self.end = on_epoch, time.monotonic() + limit_s
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, training: pl.LightningModule) -> None:
+        self.on_epoch(trainer.current_epoch + 1)
+        if time.monotonic() > self.end:
+            trainer.should_stop = True
+
+
+def quiet_lightning() -> None:
+    """Lightning tells nothing but warnings, of which `train` leaves out those about loaders and loggers."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def train(
+    training: Training,
+    data: pl.LightningDataModule,
+    folder: Path,
+    processes: Processes | None = None,
+    on_epoch: Callable[[int], None] = lambda done: None,
+    limit_s: float = math.inf,
+) -> bool:
+    """Train from the last checkpoint in `folder`, if there is one, to the end; returns whether it was reached.
 
     Args:
         training: what a step does.
         data: training batches.
         folder: receives `last.ckpt` after every epoch.
         processes: on what it runs; one process on the CPU by default.
+        on_epoch: called after each epoch with the epochs done.
+        limit_s: seconds; the epoch in which they are over is the last one of this call. At least one is done.
 
     Raises:
         UserError: the loss is not finite.
@@ -52,7 +83,7 @@ def train(training: Training, data: pl.LightningDataModule, folder: Path, proces
             devices=processes.devices,
             num_nodes=processes.num_nodes,
             strategy=processes.strategy(),
-            callbacks=[checkpoints],
+            callbacks=[_AfterEpochs(on_epoch, limit_s), checkpoints],
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -61,6 +92,8 @@ def train(training: Training, data: pl.LightningDataModule, folder: Path, proces
             default_root_dir=folder,
         )
         trainer.fit(training, datamodule=data, ckpt_path=readable_checkpoint(folder / CHECKPOINT), weights_only=True)
+    data.trainer = None  # it would go along where the data is sent
+    return int(trainer.current_epoch) >= training.epochs
 
 
 def readable_checkpoint(path: Path) -> Path | None:

@@ -34,12 +34,14 @@ def test_it_improves_the_network_and_leaves_the_supernet_alone(
     teacher = RememberingTeacher(evaluator.plain(trained, small_space.largest()))
     settings = FinishSettings(learning_rate=0.01)
     own = finish_network(trained, architecture, teacher, evaluator, digits, 4, settings, 0, tmp_path / "a")
+    assert own is not None
     assert evaluator.evaluate(own, architecture).loss < inherited.loss
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     asked = teacher.macs_done
     images = sum(len(labels) for _, labels in digits.train_dataloader())
     assert asked == 4 * images * small_space.network(small_space.largest()).macs
     other = finish_network(trained, small_space.smallest(), teacher, evaluator, digits, 4, settings, 0, tmp_path / "b")
+    assert other is not None
     assert teacher.macs_done == asked  # the second network saw the same batches
     assert 0 < other.macs_done < own.macs_done
 
@@ -65,10 +67,34 @@ def stage(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "stages.json").read_text())["finish"])
 
 
+SETTINGS = ("finish.share=1", "finish.learning_rate=0.03", "finish.labels=1")
+
+
+def test_workers_of_dask_finish_the_same_winners(call: Call, finished: Path, tmp_path: Path) -> None:
+    """In parts of an epoch; the search is killed and started again."""
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra `cluster`)")
+    for name in ("here", "there"):
+        shutil.copytree(finished, tmp_path / name)
+    command = ("stages=[finish]", *SETTINGS)
+    assert call(tmp_path, "run=here", *command).status == 0
+    dask = ("run=there", *command, "evaluator=dask", "evaluator.workers=2")
+    constants = {"search.training.parts.PART_S": 0.0}
+    killed = call(tmp_path, *dask, constants=constants, kill_before=["finished/", 3])
+    assert killed.status == -signal.SIGKILL
+    assert len(list((tmp_path / "there" / "finished").glob("*/last.ckpt"))) >= 1
+    ended = call(tmp_path, *dask, constants=constants)
+    assert (ended.status, ended.err) == (0, "")
+    here, there = ([{**n, "seconds": 0} for n in stage(tmp_path / name)["facts"]["networks"]] for name in ("here", "there"))
+    assert here == there
+    files = [[path.read_bytes() for path in sorted((tmp_path / n).glob("finished/*.safetensors"))] for n in ("here", "there")]
+    assert files[0] == files[1] != []
+    assert not list((tmp_path / "there" / "finished").glob("*/last.ckpt"))
+
+
 def test_the_stage_finishes_winners_and_they_ship(call: Call, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    settings = ("finish.share=1", "finish.learning_rate=0.03", "finish.labels=1", "export.tolerances.agreement=0.98")
+    settings = (*SETTINGS, "export.tolerances.agreement=0.98")
     command = ("run=run", "stages=[finish,export,report]", *settings)
     killed = call(tmp_path, *command, kill_before=["finished/", 3])
     assert killed.status == -signal.SIGKILL
