@@ -2,7 +2,8 @@
 
 Two processes that time models side by side slow each other, and neither would know. So whoever measures holds a lock that all
 processes of the machine see. It is a file lock of the kernel: a process that dies gives it back. It is a courtesy, not a
-condition: where the file cannot be opened, as another user's in a strict folder, or the holder is suspended, measuring goes on.
+condition: where the file cannot be opened, as another user's in a strict folder, or be locked, or the holder is suspended,
+measuring goes on.
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def _wait(descriptor: int) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             time.sleep(POLL_S)
+        except OSError:
+            return  # its file system has no locks
         else:
             return
     warnings.warn(f"another process has held {lock_path()} for {PATIENCE_S:.0f} s; measuring beside it", stacklevel=4)

@@ -248,15 +248,17 @@ def _locked(path: Path) -> bool:
 
 
 def _lock(descriptor: int, path: Path) -> None:
-    """Let no other process write the file; where the system has no such locks, nothing happens."""
+    """Let no other process write the file; where the system or the file system has no such locks, nothing happens."""
     try:
         import fcntl
     except ImportError:
         return
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise RunnerError(f"{path} is being written by another process; wait for it or end it") from error
+    except OSError:
+        return
 
 
 class Progress:

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 import torch
@@ -27,6 +28,16 @@ class Training(pl.LightningModule):
     """
 
     epochs: int
+
+
+class _LastCheckpoint(pl.callbacks.ModelCheckpoint):
+    """The checkpoint after the last epoch, in a folder that may have been moved since the one before."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        pass
 
 
 class _AfterEpochs(pl.Callback):
@@ -70,9 +81,7 @@ def train(
     """
     processes = processes or Processes()
     name = CHECKPOINT.removesuffix(".ckpt")
-    checkpoints = pl.callbacks.ModelCheckpoint(
-        folder, filename=name, save_top_k=1, every_n_epochs=1, enable_version_counter=False
-    )
+    checkpoints = _LastCheckpoint(folder, filename=name, save_top_k=1, every_n_epochs=1, enable_version_counter=False)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning")  # advice on loader workers, validation loops, loggers
         warnings.filterwarnings("ignore", category=FutureWarning)
