@@ -3,8 +3,9 @@
 `python -m benchmarks.scale_out [key=value ...]`; needs `pip install -e '.[cluster]'`.
 
 * `dask_speedup`: evaluations per second of real networks of the default space (extracted, recalibrated, measured on
-  the digits) by two workers of Dask over one; `repeats` times in turn, medians. `dask_overhead_ms`: what is left per
-  evaluation when the evaluation itself takes no time, by one worker.
+  the digits) by two workers of Dask over one; `repeats` times in turn, medians. `machine_speedup`: the same by two plain
+  processes over one, which is what the machine gives. `dask_overhead_ms`: what is left per evaluation when the evaluation
+  itself takes no time, by one worker.
 * `storages`: trials per second of a shared study (`search.shared_study`) whose evaluations take no time, with 1, 2, 4 and
   8 processes: SQLite, and PostgreSQL where one is installed. What a storage does at most is its limit.
 * `workers_at_90_percent`: a simulation from these figures. Workers evaluate for a time drawn from the measured times of real
@@ -24,6 +25,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import product
 from multiprocessing.synchronize import Event
@@ -69,6 +71,29 @@ def rate_by_dask(workers: PoolWorkers, architectures: Sequence[Architecture]) ->
     return count / (time.perf_counter() - begin)
 
 
+def alone_s(measure: WithWeights, architectures: Sequence[Architecture]) -> float:
+    """Seconds that a process takes for evaluations."""
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    for architecture in architectures:
+        measure(architecture)
+    return time.perf_counter() - begin
+
+
+def machine_speedup(measure: WithWeights, architectures: Sequence[Architecture], repeats: int) -> float:
+    """Evaluations per second by two processes that know nothing of each other, over those of one."""
+    ratios = []
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+
+        def seconds(count: int) -> float:
+            return max(f.result() for f in [processes.submit(alone_s, measure, architectures) for _ in range(count)])
+
+        seconds(2)  # imports
+        for _ in range(repeats):
+            ratios.append(2 * seconds(1) / seconds(2))
+    return statistics.median(ratios)
+
+
 def by_dask(evaluator: Evaluator, supernet: Supernet, architectures: Sequence[Architecture], repeats: int) -> dict[str, float]:
     """Rates with one and two workers, and the overhead of an evaluation."""
     rates: dict[int, list[float]] = {1: [], 2: []}
@@ -88,6 +113,7 @@ def by_dask(evaluator: Evaluator, supernet: Supernet, architectures: Sequence[Ar
     return {
         "dask_evaluations_per_s_1": round(statistics.median(rates[1]), 2),
         "dask_evaluations_per_s_2": round(statistics.median(rates[2]), 2),
+        "machine_speedup": round(machine_speedup(WithWeights(evaluator, supernet), architectures, repeats), 3),
         "dask_speedup": round(statistics.median(b / a for a, b in zip(rates[1], rates[2], strict=True)), 3),
         "dask_overhead_ms": round(1e3 * overhead_s, 2),
     }
