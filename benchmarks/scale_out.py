@@ -82,16 +82,13 @@ def alone_s(measure: WithWeights, architectures: Sequence[Architecture]) -> floa
 
 def machine_speedup(measure: WithWeights, architectures: Sequence[Architecture], repeats: int) -> float:
     """Evaluations per second by two processes that know nothing of each other, over those of one."""
-    ratios = []
     with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
 
         def seconds(count: int) -> float:
             return max(f.result() for f in [processes.submit(alone_s, measure, architectures) for _ in range(count)])
 
         seconds(2)  # imports
-        for _ in range(repeats):
-            ratios.append(2 * seconds(1) / seconds(2))
-    return statistics.median(ratios)
+        return statistics.median(2 * seconds(1) / seconds(2) for _ in range(repeats))
 
 
 def by_dask(evaluator: Evaluator, supernet: Supernet, architectures: Sequence[Architecture], repeats: int) -> dict[str, float]:

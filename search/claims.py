@@ -229,7 +229,7 @@ def _last_beat(folder: Path) -> tuple[int, str]:
 
 
 def this_boot() -> str:
-    """Tells this machine, since it was started and with the processes that can be seen here, from others; empty where nothing does."""
+    """Tells this machine, since its start and with the processes that are seen here, from others; empty where nothing does."""
     try:
         return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
@@ -238,7 +238,7 @@ def this_boot() -> str:
 
 def started_s(process: psutil.Process) -> float:
     """When a process started, in seconds since the machine did, which stays when its clock is set."""
-    return process.create_time() - psutil.boot_time()
+    return float(process.create_time() - psutil.boot_time())
 
 
 def process_ended(holder: Holder) -> bool:

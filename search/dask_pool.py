@@ -14,9 +14,9 @@ import pickle
 import threading
 import time
 import warnings
-from asyncio import CancelledError
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import CancelledError
 from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
@@ -31,6 +31,7 @@ from spaces.errors import UserError
 
 ATTEMPTS = 5
 AHEAD = 2  # pieces of large items for each thread of the workers: one that it does, one that waits
+GROUP_S = 0.1
 CONNECT_S = 30
 POLL_S = 0.005
 LOOK_S = 1.0
@@ -93,6 +94,7 @@ class DaskPool(Pool):
         self._where = self._client.scheduler.address
         self._work: object = None
         self._sent: Any = None
+        self._pieces, self._pieces_s = 0, 0.0
 
     def each(
         self,
@@ -104,51 +106,64 @@ class DaskPool(Pool):
         coming = enumerate(items)
         open_: dict[int, Item] = {}
         lost: Counter[int] = Counter()
-        asked: dict[Any, int] = {}
+        asked: dict[Any, list[int]] = {}
         done = self._distributed.as_completed(loop=self._client.loop, with_results=True, raise_errors=False)
         again: list[int] = []
         while True:
             room = max(0, max(1, AHEAD * self._threads_there()) - len(open_)) if sparingly else None
             new = dict(islice(coming, room))
             open_ |= new
-            futures = self._submit(work, {index: open_[index] for index in (*again, *new)})
+            futures = self._submit(work, open_, [*again, *new], sparingly)
             asked |= futures
             done.update(futures)
             if not asked:
                 return
             again, results = [], []
             for future, answer in self._come(done):
-                index = asked.pop(future)
-                result = self._result(answer)
-                if result is None:
-                    lost[index] += 1
-                    if lost[index] == ATTEMPTS:
-                        raise UserError(
-                            f"a piece of work was lost {ATTEMPTS} times, as the Dask workers that were at it died; "
-                            "give the workers more memory"
-                        )
-                    again.append(index)
+                indices, values = asked.pop(future), self._values(answer)
+                if values is None:
+                    again += indices
+                    lost.update(indices)
+                    self._check_lost(lost)
                     continue
-                following = then(index, result.value)
-                if following is None:
-                    results.append((index, result.value))
-                    del open_[index]
-                else:
-                    del lost[index]
-                    open_[index] = following
-                    again.append(index)
+                for index, value in zip(indices, values, strict=True):
+                    following = then(index, value)
+                    if following is None:
+                        results.append((index, value))
+                        del open_[index]
+                    else:
+                        open_[index] = following
+                        again.append(index)
+                        del lost[index]
             yield from results
 
-    def _submit(self, work: Callable[[Item], Result], items: dict[int, Item]) -> dict[Any, int]:
-        """Hand out items; futures with the numbers of the items."""
-        if not items:
+    def _submit(
+        self, work: Callable[[Item], Result], items: dict[int, Item], indices: list[int], alone: bool
+    ) -> dict[Any, list[int]]:
+        """Hand out some of the items; futures with the numbers of theirs."""
+        if not indices:
             return {}
         sent = self._send(work)
+        groups = [[index] for index in indices] if alone else self._groups(indices)
+        count = len(groups)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that items are large
-            count = len(items)
-            futures = self._client.map(_do, list(items.values()), [sent] * count, [self.threads] * count, pure=False)
-        return dict(zip(futures, items, strict=True))
+            theirs = [[items[index] for index in group] for group in groups]
+            futures = self._client.map(_do, theirs, [sent] * count, [self.threads] * count, pure=False)
+        return dict(zip(futures, groups, strict=True))
+
+    def _groups(self, indices: list[int]) -> list[list[int]]:
+        """Numbers of items in groups that take about `GROUP_S`, towards the end fewer, so that all workers end together."""
+        most = int(GROUP_S * self._pieces / self._pieces_s) if self._pieces else 1
+        if most < 2:
+            return [[index] for index in indices]
+        rounds = 3 * max(1, self._threads_there())
+        groups, at = [], 0
+        while at < len(indices):
+            size = max(1, min(most, (len(indices) - at) // rounds))
+            groups.append(indices[at : at + size])
+            at += size
+        return groups
 
     def _send(self, work: object) -> Any:
         """What all pieces need, at the workers; sent again where it was lost with the last one that had it."""
@@ -157,7 +172,7 @@ class DaskPool(Pool):
                 content = pickle.dumps(work)  # for Dask's connection, which pickles itself; nothing of it is read from disk
             except (pickle.PicklingError, AttributeError, TypeError) as error:
                 raise UserError(
-                    f"evaluator=dask: the data module or the space cannot be sent to workers ({error}); allowed is evaluator=local"
+                    f"evaluator=dask: data module or space cannot be sent to workers ({error}); allowed is evaluator=local"
                 ) from error
             self._wait_for_workers()
             try:
@@ -166,7 +181,7 @@ class DaskPool(Pool):
                     self._sent = self._client.scatter(Sent(uuid4().hex, content), broadcast=True, hash=False)
             except (OSError, TimeoutError) as error:
                 raise self._gone(error) from error
-            self._work = work
+            self._work, self._pieces, self._pieces_s = work, 0, 0.0
         return self._sent
 
     def _come(self, done: Any) -> list[tuple[Any, Any]]:
@@ -179,16 +194,22 @@ class DaskPool(Pool):
                 looked = time.monotonic()
         return list(done.next_batch(block=False))
 
-    def _result(self, answer: Any) -> Done | None:
-        """What came of a piece; `None` where it was lost with a worker or with what that held."""
+    def _values(self, answer: Any) -> list[Any] | None:
+        """What came of a group; `None` where it was lost with a worker or with what that held."""
         if isinstance(answer, Done):
-            return answer
-        if isinstance(answer, CancelledError):
-            return None
+            self._pieces, self._pieces_s = self._pieces + len(answer.values), self._pieces_s + answer.seconds
+            return answer.values
         error = answer[1] if isinstance(answer, tuple) else answer
-        if isinstance(error, self._distributed.scheduler.KilledWorker):
+        if isinstance(error, (CancelledError, self._distributed.scheduler.KilledWorker)):
             return None
         raise error
+
+    @staticmethod
+    def _check_lost(lost: Counter[int]) -> None:
+        if max(lost.values()) >= ATTEMPTS:
+            raise UserError(
+                f"a piece of work was lost {ATTEMPTS} times, as the Dask workers that were at it died; give them more memory"
+            )
 
     def _threads_there(self) -> int:
         try:
@@ -242,9 +263,10 @@ class Sent:
 
 @dataclass(frozen=True)
 class Done:
-    """A result, told apart from what Dask gives in its place."""
+    """Results of a group, and the seconds that they took."""
 
-    value: Any
+    values: list[Any]
+    seconds: float
 
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -262,7 +284,10 @@ def _loaded(sent: Sent) -> Callable[[Any], Any]:
     return work
 
 
-def _do(item: Any, sent: Sent, threads: int) -> Done:
+def _do(items: list[Any], sent: Sent, threads: int) -> Done:
     with _ONE_AT_A_TIME:
         torch.set_num_threads(threads)
-        return Done(_loaded(sent)(item))
+        work = _loaded(sent)
+        begin = time.perf_counter()
+        values = [work(item) for item in items]
+        return Done(values, time.perf_counter() - begin)

@@ -1,4 +1,4 @@
-"""Who does work that falls into pieces which do not depend on each other: this process, or workers of Dask (`search.dask_pool`).
+"""Who does work that falls into independent pieces: this process, or workers of Dask (`search.dask_pool`).
 
 Predicted candidates are never handed out, they cost less than to send them anywhere; nor is anything that is timed on a device.
 """

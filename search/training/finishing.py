@@ -183,7 +183,7 @@ class Finished:
 
 
 class Finisher:
-    """Finishes networks of one supernet, here or on a worker. Its teacher remembers what it said to all that are finished there.
+    """Finishes networks of one supernet, here or on a worker; its teacher remembers what it said to all of them there.
 
     Args:
         supernet: trained.

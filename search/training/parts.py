@@ -1,8 +1,8 @@
 """Trainings that do not depend on each other, by a pool: in this process one after the other, on workers side by side in parts.
 
-A part begins with the last checkpoint, lasts about half a minute (or one epoch), and gives its checkpoint back to the process that
-asks, which keeps it in the run. So no file system need be shared, a part that was lost with a worker is done again from there by
-another one, and a search that was killed goes on from there too. Where a training is cut does not change its weights.
+A part begins with the last checkpoint, lasts about half a minute (or one epoch), and gives its checkpoint back to the process
+that asks, which keeps it in the run. So no file system need be shared, a part that was lost with a worker is done again from
+there by another one, and a search that was killed goes on from there too. Where a training is cut does not change its weights.
 """
 
 from __future__ import annotations

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -113,11 +112,11 @@ def test_what_goes_on_from_a_result_is_done_too(pool: DaskPool, sparingly: bool)
             steps[index] += 1
             return number if number else None
 
-        return dict(pool.each(Countdown(), (number for number in range(1, 30)), then, sparingly)), steps
+        return dict(pool.each(Countdown(), (number for number in range(1, 8)), then, sparingly)), steps
 
     results, steps = counted(pool)
-    assert results == dict.fromkeys(range(29), 0)
-    assert steps == {index: index + 1 for index in range(29)}
+    assert results == dict.fromkeys(range(7), 0)
+    assert steps == {index: index + 1 for index in range(7)}
     assert counted(ThisProcess()) == (results, steps)
 
 
@@ -198,9 +197,9 @@ def test_workers_that_do_not_come_are_told(
 
 def test_a_scheduler_that_goes_away_is_told(scheduler: tuple[str, subprocess.Popen[str]]) -> None:
     address, process = scheduler
-    with closing(DaskPool(address=address, say=lambda line: process.kill())) as pool:
-        with pytest.raises(UserError, match=f"the Dask scheduler {address} is gone"):
-            list(pool.each(Countdown(), [1]))
+    gone = pytest.raises(UserError, match=f"the Dask scheduler {address} is gone")
+    with closing(DaskPool(address=address, say=lambda line: process.kill())) as pool, gone:
+        list(pool.each(Countdown(), [1]))
 
 
 @pytest.mark.parametrize(

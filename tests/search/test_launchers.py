@@ -156,7 +156,9 @@ def test_dask_workers_of_slurm(cluster: slurm.Cluster, tiny_job: Job, finished: 
         assert head.stdout is not None
         address = head.stdout.readline().strip()
         end = time.monotonic() + PATIENCE_S
-        while (jobs := cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()) != jobs[:2] or not jobs[1:]:
+        while (jobs := cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()) != jobs[:2] or not jobs[
+            1:
+        ]:
             assert time.monotonic() < end
             time.sleep(0.5)
         arguments = [sys.executable, "-m", "search", *tiny_job, "run=run", "evaluator=dask", f"evaluator.address={address}"]

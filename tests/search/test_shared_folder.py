@@ -115,7 +115,9 @@ def test_another_user_is_waited_for_and_followed(guest: list[str], open_folder: 
     (open_folder / ".claims").chmod(mode)
     for seconds in ("0", "0"):  # claims of this user to be cleared away, or left, by the other one
         subprocess.run([sys.executable, "-c", HOLD, open_folder, seconds], env=environment(), check=True, capture_output=True)
-    first = subprocess.Popen([sys.executable, "-c", HOLD, open_folder, "3"], env=environment(), stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(
+        [sys.executable, "-c", HOLD, open_folder, "3"], env=environment(), stdout=subprocess.PIPE, text=True
+    )
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
     begin = time.monotonic()

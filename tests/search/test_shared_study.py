@@ -222,7 +222,15 @@ def test_a_password_of_the_environment_is_written_nowhere(tiny_job: Job, tmp_pat
         pytest.skip(postgresql.missing())
     program = "import search.shared_study as s, search.__main__ as m; s.PATIENCE_S = 20.0; m.command()"
     with postgresql.Server(password="open-sesame") as server:
-        command = [sys.executable, "-c", program, *tiny_job, "run=run", f"study.storage={server.url}", "stages=[tables,supernet,predictors]"]
+        command = [
+            sys.executable,
+            "-c",
+            program,
+            *tiny_job,
+            "run=run",
+            f"study.storage={server.url}",
+            "stages=[tables,supernet,predictors]",
+        ]
         ends = []
         for password in ("no-such-word", "open-sesame"):
             environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "PGPASSWORD": password}
