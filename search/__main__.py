@@ -105,7 +105,7 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
             path,
             path.name,
             lambda holder: progress.say(f"run {path} is in use by {holder}; {does}"),
-            meanwhile=job.serve_some,
+            meanwhile=job.workforce.serve_some,
         )
         claim = held.enter_context(waiting)
         job.run.reload()  # somebody else may have worked on it meanwhile

@@ -39,7 +39,7 @@ def finish_winners(job: Job) -> Facts:
     if missing:
         trainer = Finisher(job.supernet, job.evaluator, job.ready_data, job.finish, job.seed)
         wanted = [((a, epochs[a]), _folder(job, a)) for a in missing]
-        for index, finished in Trainings(job.pool, trainer).run(wanted, on_epoch):
+        for index, finished in Trainings(job.workforce.pool, trainer).run(wanted, on_epoch):
             architecture = missing[index]
             seconds, begin = time.perf_counter() - begin, time.perf_counter()
             networks[architecture] = _kept(job, architecture, epochs[architecture], finished, seconds)

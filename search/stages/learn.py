@@ -69,7 +69,7 @@ def fit_predictors(job: Job) -> Facts:
             break  # a space with fewer networks
     chosen = list(architectures)[: job.evaluation.initial]
     progress = partial(job.progress.advance, "evaluations")
-    job.evaluations.evaluate(chosen, INITIAL, job.workers.evaluate, progress)
+    job.evaluations.evaluate(chosen, INITIAL, job.workforce.evaluate, progress)
     seen = job.evaluations.of(INITIAL)
     features = next(iter(job.predicted.values())).features([e.architecture for e in seen])
     predictor, quality = _tested(job, features)
