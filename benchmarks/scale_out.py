@@ -23,7 +23,6 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
@@ -36,6 +35,7 @@ import optuna
 import torch
 
 from benchmarks.defaults import device_and_space, options
+from search import dask_pool
 from search.dask_pool import DaskPool
 from search.data.digits import Digits
 from search.evaluation import Evaluation, Evaluator, Weights, calibration_batches, collect
@@ -94,7 +94,6 @@ def machine_speedup(measure: WithWeights, architectures: Sequence[Architecture],
 def by_dask(evaluator: Evaluator, supernet: Supernet, architectures: Sequence[Architecture], repeats: int) -> dict[str, float]:
     """Rates with one and two workers, and the overhead of an evaluation."""
     rates: dict[int, list[float]] = {1: [], 2: []}
-    warnings.filterwarnings("ignore", "Port 8787", UserWarning)  # of the second cluster's status page, which nobody opens
     with closing(DaskPool(1)) as first, closing(DaskPool(2)) as second:
         one, two = (PoolWorkers(pool, WithWeights(evaluator, supernet)) for pool in (first, second))
         for workers in (one, two):
@@ -106,6 +105,7 @@ def by_dask(evaluator: Evaluator, supernet: Supernet, architectures: Sequence[Ar
         instant = PoolWorkers(pool, WithWeights(Instant([], evaluator.split), supernet))
         many = [*architectures] * 5
         rate_by_dask(instant, many[:4])
+        dask_pool.GROUP_S = 0.0  # one by one, as evaluations are handed out that do take their time
         overhead_s = statistics.median(1.0 / rate_by_dask(instant, many) for _ in range(repeats))
     return {
         "dask_evaluations_per_s_1": round(statistics.median(rates[1]), 2),

@@ -82,7 +82,7 @@ class DaskPool(Pool):
                 n_workers=workers or max(1, (os.cpu_count() or 2) // 2),
                 threads_per_worker=1,
                 processes=True,
-                dashboard_address=None,
+                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},  # any free port, for nobody
                 silence_logs=logging.CRITICAL,
             )
         try:

@@ -19,7 +19,7 @@ from typing import Protocol
 import pytorch_lightning as pl
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import nn
 
 from search.evaluation import Evaluation, Evaluator
@@ -169,8 +169,9 @@ class AloneTrainer:
             raise UserError(f"network {architecture.to_json()}: {error}") from error
         if not done:
             return None
-        weights = {name: tensor.detach().clone().contiguous() for name, tensor in state_of(network).items()}
-        return Trained(save(weights), self.evaluator.evaluate(TrainedNetwork(self.space, weights), architecture))
+        weights = save({name: tensor.detach().clone().contiguous() for name, tensor in state_of(network).items()})
+        # As it is read from its file: its layout in memory decides about the last bits of what it computes.
+        return Trained(weights, self.evaluator.evaluate(TrainedNetwork(self.space, load(weights)), architecture))
 
 
 @dataclass(frozen=True)
