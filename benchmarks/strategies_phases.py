@@ -79,6 +79,7 @@ class Bench:
     lengths: Sequence[float]
     networks: int
     learning_rate: float
+    supernet_learning_rate: float
     members: Sequence[float]
     member_epochs: int
     timed: int
@@ -99,7 +100,7 @@ class Bench:
             "data.resolutions=[32]",
             "device=[x86]",
             *own_overrides(strategy),
-            f"supernet.learning_rate={self.learning_rate}",
+            f"supernet.learning_rate={self.supernet_learning_rate}",
             f"seed={self.seed}",
             f"threads={'null' if self.threads is None else self.threads}",
         ]
@@ -277,7 +278,8 @@ def supernet_of(strategy: str) -> str:
 def own_overrides(strategy: str) -> list[str]:
     """What is a strategy's own in the settings of `python -m search`: space, supernet and study."""
     if strategy == PLAIN:
-        return ["supernet=sandwich", "supernet.strategy.every=1", "supernet.strategy.random_networks=2"]
+        published = ("strategy.every=1", "strategy.random_networks=2", "distillation.labels=0.0")
+        return ["supernet=sandwich", *(f"supernet.{setting}" for setting in published)]
     if strategy == INT8:
         return ["supernet=sandwich", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
     given = [f"supernet={supernet_of(strategy)}"]
