@@ -13,9 +13,9 @@ from latency_lut.remote import Watch
 from latency_lut.session import build_random
 from latency_lut.there import Sent, retime_elsewhere, time_pairs_elsewhere
 from latency_lut.timing import Timing
-from latency_lut.transports import Ssh
+from latency_lut.transports import Adb, Ssh
 from spaces.errors import UserError
-from tests.latency_lut import loopback_sshd
+from tests.latency_lut import loopback_sshd, stand_in_adb
 
 pytestmark = pytest.mark.skipif(bool(loopback_sshd.missing()), reason=loopback_sshd.missing())
 
@@ -161,3 +161,13 @@ def test_a_table_is_checked_over_the_transport(pi, tiny_table, tmp_path, monkeyp
 def test_what_nothing_reaches_is_not_checked(tiny_table, tmp_path):
     with pytest.raises(UserError, match="device far is elsewhere and has no transport; run: python -m latency_lut bundle"):
         check(tiny_table, Device("far", reach="bundle"), folder=tmp_path)
+
+
+def test_adb_does_the_same(sent, tiny_table, tmp_path, monkeypatch):
+    asked = stand_in_adb.install(tmp_path, monkeypatch)
+    monkeypatch.setattr("latency_lut.there.NETWORK_VISIT_S", 0.0002)
+    phone = Device("phone", reach=Adb("phone-1", str(tmp_path / "there"), sys.executable))
+    measured = retime_elsewhere(sent[1:], tiny_table, phone, tmp_path / "here")
+    np.testing.assert_array_equal(measured.outputs[0], answers(sent[1]))
+    assert [call[2] for call in asked()].count("push") == 1
+    assert left(tmp_path / "here") == left(tmp_path / "there") == []
