@@ -92,10 +92,10 @@ def measured_where(summary: Summary) -> str:
     where = (winners[0].get("measured_on") or {}) if winners else {}
     if len(set(where.values())) < 2:
         return ""
-    figures = {"latency": "latency", "accuracy": "outputs and accuracy in the runtime", "graph": "the optimized graph"}
+    figures = {"latency": ("latency",), "accuracy": ("outputs", "accuracy in the runtime"), "graph": ("the optimized graph",)}
     places: dict[str, list[str]] = {}
-    for figure, name in figures.items():
-        places.setdefault(str(where.get(figure, "n/a")), []).append(name)
+    for figure, names in figures.items():
+        places.setdefault(str(where.get(figure, "n/a")), []).extend(names)
     text = "; ".join(f"{_joined(names)} on {place}" for place, names in places.items())
     return f"Of winners and baselines were measured: {text}."
 
