@@ -17,6 +17,7 @@ from pytorch_lightning import LightningDataModule
 
 from latency_lut.energy import meter_of
 from latency_lut.memory import check_measures_memory
+from search.elsewhere import check_searchable
 from search.job import Job
 from search.objectives import devices_of, goals_of, parse_constraint, parse_objectives
 from search.progress import StageProgress
@@ -55,8 +56,6 @@ def build_job(
         raise UserError("no device; give one, for example device=x86")
     space = instantiate(config.space, _convert_="all")
     devices = {str(name): instantiate(entry) for name, entry in config.devices.items()}
-    for device in devices.values():
-        device.check_here("a search, which verifies and times its winners,")
     for name, device in devices.items():
         if device.name != name:
             raise UserError(f"devices.{name}.name is {device.name!r}; allowed is {name}, or another entry under devices")
@@ -117,6 +116,9 @@ def build_job(
         predictor(seed=config.seed)
     with told("profile"):
         profile_settings = ProfileSettings(**{str(key): value for key, value in profile.items()})
+    for device in devices.values():
+        if device.elsewhere:
+            check_searchable(device, profile_settings)
     with told("proxies"):
         proxies = ProxySettings(**settings["proxies"])
     with told("finish"):

@@ -55,7 +55,8 @@ class Job(Configured):
     def fingerprint(self, stage: str) -> str:
         """Fingerprint of everything that a stage depends on; those of earlier stages must have finished."""
         s, output = self.settings, self.run.output
-        devices = [(name, device.fingerprint) for name, device in self.devices.items()]
+        ways = {name: [device.transport.name] if device.transport else [] for name, device in self.devices.items()}
+        devices = [(name, device.fingerprint, *ways[name]) for name, device in self.devices.items()]
         goals = [(g.name, [o.name for o in g.objectives], [c.text for c in g.constraints]) for g in self.goals]
         judging = ("evaluation", "predictor", "proxies")
         parts: dict[str, Callable[[], list[object]]] = {
