@@ -83,7 +83,7 @@ class TrainedNetworks:
             ) from error
 
 
-@dataclass(frozen=True)
+@dataclass
 class TrainedNetwork:
     """The weights of one network.
 
