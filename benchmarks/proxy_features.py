@@ -41,7 +41,7 @@ SETS = "naswot+synflow,grad_norm+snip+grasp+synflow+jacobian_covariance+naswot+z
 def measured(job: Job, architectures: Sequence[Architecture], folder: Path, seed: int) -> list[float]:
     """Accuracies with the supernet's weights, in order."""
     known = Evaluations(folder / f"evaluations-{seed}.parquet", job.space, job.evaluations_key)
-    known.evaluate(architectures, INITIAL, job.workers.evaluate)
+    known.evaluate(architectures, INITIAL, job.workforce.evaluate)
     accuracy = {e.architecture: e.accuracy for e in known}
     return [accuracy[a] for a in architectures]
 

@@ -158,17 +158,15 @@ class AloneTrainer:
 
     def __call__(
         self, item: tuple[Architecture, int], folder: Path, on_epoch: Callable[[int], None], limit_s: float
-    ) -> Trained | None:
+    ) -> Trained:
         architecture, epochs = item
         torch.manual_seed(self.seed)
         network = modules_of(self.space).module(architecture)
         how = (self.settings, epochs, self.seed, self.data, self.evaluator.calibration)
         try:
-            done = train_alone(network, *how, folder, on_epoch, limit_s)
+            train_alone(network, *how, folder, on_epoch, limit_s)
         except UserError as error:
             raise UserError(f"network {architecture.to_json()}: {error}") from error
-        if not done:
-            return None
         weights = save({name: tensor.detach().clone().contiguous() for name, tensor in state_of(network).items()})
         # As it is read from its file: its layout in memory decides about the last bits of what it computes.
         return Trained(weights, self.evaluator.evaluate(TrainedNetwork(self.space, load(weights)), architecture))

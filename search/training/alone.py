@@ -121,7 +121,7 @@ def train_alone(
     folder: Path,
     on_epoch: Callable[[int], None] = lambda done: None,
     limit_s: float = math.inf,
-) -> bool:
+) -> None:
     """Train a network until `epochs` are done, going on from the last checkpoint in `folder`; then in evaluation mode.
 
     Args:
@@ -135,18 +135,14 @@ def train_alone(
         on_epoch: called after each epoch with the epochs done.
         limit_s: see `search.training.fit.train`.
 
-    Returns:
-        Whether all epochs are done.
-
     Raises:
         UserError: the loss is not finite.
+        PausedError: the limit was reached before the end.
     """
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = AloneTraining(network, settings, epochs, seed)
-    if not train(training, data, folder, on_epoch=on_epoch, limit_s=limit_s):
-        return False
+    train(training, data, folder, on_epoch=on_epoch, limit_s=limit_s)
     recalibrate(network, calibration)
-    return True
 
 
 @torch.no_grad()

@@ -133,8 +133,8 @@ def finish_network(
     folder: Path,
     on_epoch: Callable[[int], None] = lambda epoch: None,
     limit_s: float = math.inf,
-) -> Supernet | None:
-    """A copy of the supernet in which one network is finished; the others are not to be used. `None` at the limit.
+) -> Supernet:
+    """A copy of the supernet in which one network is finished; the others are not to be used.
 
     Args:
         supernet: trained; stays as it is.
@@ -148,6 +148,9 @@ def finish_network(
         folder: receives the checkpoint, from which a killed finishing goes on.
         on_epoch: called after each epoch with the epochs done.
         limit_s: see `search.training.fit.train`.
+
+    Raises:
+        PausedError: the limit was reached before the end.
     """
     torch.manual_seed(seed)
     own = copy.deepcopy(supernet)
@@ -162,7 +165,8 @@ def finish_network(
         distillation=Distillation(teacher, settings.labels, settings.temperature),
         curve_points=0,
     )
-    return own if train(training, data, folder, on_epoch=on_epoch, limit_s=limit_s) else None
+    train(training, data, folder, on_epoch=on_epoch, limit_s=limit_s)
+    return own
 
 
 @dataclass(frozen=True)
@@ -205,13 +209,11 @@ class Finisher:
 
     def __call__(
         self, item: tuple[Architecture, int], folder: Path, on_epoch: Callable[[int], None], limit_s: float
-    ) -> Finished | None:
+    ) -> Finished:
         """Finish an architecture for so many epochs; see `search.training.parts.Trainer`."""
         architecture, epochs = item
         parts = (self.supernet, architecture, self.teacher, self.evaluator, self.data, epochs, self.settings, self.seed)
         own = finish_network(*parts, folder, on_epoch, limit_s)
-        if own is None:
-            return None
         before = self.evaluator.evaluate(self.supernet, architecture).accuracy
         after = self.evaluator.evaluate(own, architecture).accuracy
         weights = save({name: value.contiguous() for name, value in own.state_dict().items()}) if after > before else None

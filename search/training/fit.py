@@ -30,6 +30,10 @@ class Training(pl.LightningModule):
     epochs: int
 
 
+class PausedError(Exception):
+    """A training reached its limit before its end; its checkpoint says how far it is."""
+
+
 class _LastCheckpoint(pl.callbacks.ModelCheckpoint):
     """The checkpoint after the last epoch, in a folder that may have been moved since the one before."""
 
@@ -65,8 +69,8 @@ def train(
     processes: Processes | None = None,
     on_epoch: Callable[[int], None] = lambda done: None,
     limit_s: float = math.inf,
-) -> bool:
-    """Train from the last checkpoint in `folder`, if there is one, to the end; returns whether it was reached.
+) -> None:
+    """Train from the last checkpoint in `folder`, if there is one, to the end.
 
     Args:
         training: what a step does.
@@ -78,6 +82,7 @@ def train(
 
     Raises:
         UserError: the loss is not finite.
+        PausedError: the limit was reached before the end.
     """
     processes = processes or Processes()
     name = CHECKPOINT.removesuffix(".ckpt")
@@ -102,7 +107,8 @@ def train(
         )
         trainer.fit(training, datamodule=data, ckpt_path=readable_checkpoint(folder / CHECKPOINT), weights_only=True)
     data.trainer = None  # it would go along where the data is sent
-    return int(trainer.current_epoch) >= training.epochs
+    if trainer.current_epoch < training.epochs:
+        raise PausedError
 
 
 def readable_checkpoint(path: Path) -> Path | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Generic, Protocol, TypeVar
 
 from search.pool import Pool
-from search.training.fit import CHECKPOINT, readable_checkpoint
+from search.training.fit import CHECKPOINT, PausedError, readable_checkpoint
 from spaces.files import write_atomically
 
 PART_S = 30.0
@@ -30,7 +31,7 @@ ResultOut = TypeVar("ResultOut", covariant=True)
 class Trainer(Protocol[ItemIn, ResultOut]):
     """Trains one of several networks; goes to workers with all that it holds."""
 
-    def __call__(self, item: ItemIn, folder: Path, on_epoch: Callable[[int], None], limit_s: float) -> ResultOut | None:
+    def __call__(self, item: ItemIn, folder: Path, on_epoch: Callable[[int], None], limit_s: float) -> ResultOut:
         """Train from the last checkpoint in a folder on.
 
         Args:
@@ -40,7 +41,10 @@ class Trainer(Protocol[ItemIn, ResultOut]):
             limit_s: see `search.training.fit.train`.
 
         Returns:
-            What came of it; `None` when the limit was reached before the end.
+            What came of it.
+
+        Raises:
+            PausedError: the limit was reached before the end.
         """
 
 
@@ -83,7 +87,9 @@ class _Parts(Generic[Item, Result]):
             checkpoint = Path(name) / CHECKPOINT
             if begun.checkpoint is not None:
                 checkpoint.write_bytes(begun.checkpoint)
-            result = self.trainer(begun.item, Path(name), on_epoch, self.part_s)
+            result: Result | None = None
+            with suppress(PausedError):
+                result = self.trainer(begun.item, Path(name), on_epoch, self.part_s)
             return _Part(checkpoint.read_bytes(), epochs, result)
 
 
@@ -113,10 +119,7 @@ class Trainings(Generic[Item, Result]):
         """
         if self.pool.is_here:
             for index, (item, folder) in enumerate(wanted):
-                result = self.trainer(item, folder, partial(on_epoch, index), math.inf)
-                if result is None:
-                    raise RuntimeError("a training without a limit ended early")
-                yield index, result
+                yield index, self.trainer(item, folder, partial(on_epoch, index), math.inf)
             return
 
         def then(index: int, part: _Part[Result]) -> _Begun[Item] | None:

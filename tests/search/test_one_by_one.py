@@ -148,7 +148,7 @@ class DiesOnce(AloneTrainer):
 
     marker: Path
 
-    def __call__(self, *arguments: Any) -> Trained | None:
+    def __call__(self, *arguments: Any) -> Trained:
         trained = super().__call__(*arguments)
         if not self.marker.exists():
             self.marker.touch()

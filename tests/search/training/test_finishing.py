@@ -34,14 +34,12 @@ def test_it_improves_the_network_and_leaves_the_supernet_alone(
     teacher = RememberingTeacher(evaluator.plain(trained, small_space.largest()))
     settings = FinishSettings(learning_rate=0.01)
     own = finish_network(trained, architecture, teacher, evaluator, digits, 4, settings, 0, tmp_path / "a")
-    assert own is not None
     assert evaluator.evaluate(own, architecture).loss < inherited.loss
     assert all(torch.equal(value, before[name]) for name, value in trained.state_dict().items())
     asked = teacher.macs_done
     images = sum(len(labels) for _, labels in digits.train_dataloader())
     assert asked == 4 * images * small_space.network(small_space.largest()).macs
     other = finish_network(trained, small_space.smallest(), teacher, evaluator, digits, 4, settings, 0, tmp_path / "b")
-    assert other is not None
     assert teacher.macs_done == asked  # the second network saw the same batches
     assert 0 < other.macs_done < own.macs_done
 
