@@ -232,7 +232,7 @@ class Bench:
         for a in networks:
             network = job.space.network(a)
             models.append(build_random(network, job.latency["x86"].plan(network), rng, device))
-        timings, speed = retime(models, job.table(device), device)
+        timings, speed = retime(models, job.space, job.table(device), device)
         for row, timing in zip(rows, timings[:-1], strict=True):
             row["us"] = timing.us
         result = {"rows": rows, "largest_us": timings[-1].us, "speed": speed, "device": device.describe()}

@@ -1,4 +1,9 @@
-"""One session of measuring: pairs and whole networks, timed into a table at the speed of its anchors."""
+"""One session of measuring: pairs and whole networks, timed into a table at the speed of its anchors.
+
+Networks keep time for networks: what slows a machine for seconds slows whole networks and single layers differently, so that
+batches of networks which only layers tie together are some percent apart. So once a table has networks, some of them, of all
+sizes, are timed along with every further batch of networks.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,7 @@ from spaces.layers import Network
 from spaces.space import Space
 
 ANCHORS = 10
+NETWORK_ANCHORS = 16
 NETWORK_VISIT_S = 0.004
 NETWORK_ROUNDS = 25
 
@@ -35,6 +41,7 @@ class Session:
         self.new = not table.anchors
         anchors_us = None if self.new else [table.entries[pair].us for pair in self.anchors]
         self.stopwatch = Stopwatch([self.load(pair) for pair in self.anchors], anchors_us)
+        self._network_stopwatch: Stopwatch | None = None
 
     def load(self, pair: Pair) -> LoadedModel:
         """A pair with random weights, ready to run."""
@@ -55,9 +62,20 @@ class Session:
         built = [(space.network(architecture), lowerings) for architecture, lowerings in drawn]
         models = [build_random(network, lowerings, self.rng, self.device) for network, lowerings in built]
         loaded = [self.runtime.load(model, self.device) for model in models]
-        timings = self.stopwatch.time(loaded, NETWORK_ROUNDS, NETWORK_VISIT_S, self.seed)
+        timings = self.stopwatch_for_networks(space).time(loaded, NETWORK_ROUNDS, NETWORK_VISIT_S, self.seed)
         for (architecture, lowerings), t in zip(drawn, timings, strict=True):
             self.table.networks.append(NetworkTiming(architecture, lowerings, t.us, t.spread_us, t.count, source))
+
+    def stopwatch_for_networks(self, space: Space) -> Stopwatch:
+        """One whose anchors are networks of the table; where it has fewer than `NETWORK_ANCHORS`, that of the layers."""
+        known = sorted(self.table.networks, key=lambda network: network.us)
+        if self._network_stopwatch is None and len(known) >= NETWORK_ANCHORS:
+            anchors = [known[i] for i in np.linspace(0, len(known) - 1, NETWORK_ANCHORS).round().astype(int)]
+            built = [(space.network(anchor.architecture), anchor.lowerings) for anchor in anchors]
+            models = [build_random(network, lowerings, self.rng, self.device) for network, lowerings in built]
+            loaded = [self.runtime.load(model, self.device) for model in models]
+            self._network_stopwatch = Stopwatch(loaded, [anchor.us for anchor in anchors])
+        return self._network_stopwatch or self.stopwatch
 
     def settle(self) -> None:
         """Bring everything from the speed of the first batch to the machine's usual speed."""
@@ -81,13 +99,14 @@ def build_random(network: Network, lowerings: Sequence[str], rng: np.random.Gene
 
 
 def retime(
-    models: Sequence[bytes], table: LatencyTable, device: Device, *, rounds: int = NETWORK_ROUNDS, seed: int = 0
+    models: Sequence[bytes], space: Space, table: LatencyTable, device: Device, *, rounds: int = NETWORK_ROUNDS, seed: int = 0
 ) -> tuple[list[Timing], float]:
     """Time whole models at the speed at which a table was measured.
 
     Args:
         models: serialized.
-        table: its anchors are timed along.
+        space: the table's.
+        table: some of its networks are timed along.
         device: where.
         rounds: visits of every model.
         seed: of the order of visits.
@@ -98,5 +117,6 @@ def retime(
     """
     session = Session(table, device, (), seed)
     loaded = [session.runtime.load(model, device) for model in models]
-    timings = session.stopwatch.time(loaded, rounds, NETWORK_VISIT_S, seed)
-    return timings, session.stopwatch.speed
+    stopwatch = session.stopwatch_for_networks(space)
+    timings = stopwatch.time(loaded, rounds, NETWORK_VISIT_S, seed)
+    return timings, stopwatch.speed
