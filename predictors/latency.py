@@ -86,15 +86,21 @@ class LatencyPredictor:
         stds = np.array([timing.spread_us for timing in kept] + [n.estimate.std_us for n in transferred]) / known_us
         effects = prices.effects
 
-        def fitted(likeness: Likeness | None) -> tuple[Regression, Likeness | None]:
+        def fitted(likeness: Likeness | None) -> Regression:
             columns = np.empty((len(rows), 0)) if likeness is None else likeness.rows
             alike = columns.shape[1]
             expected, scales = np.append(effects.expected, np.zeros(alike)), np.append(effects.scales, np.ones(alike))
+            if likeness is None:
+                scales[effects.wholes :] = 0.0
             wide = np.hstack([rows, columns])
-            return fit_regression(wide, known_us, variances, expected, scales, len(COEFFICIENTS), stds, alike), likeness
+            return fit_regression(wide, known_us, variances, expected, scales, len(COEFFICIENTS), stds, alike)
 
-        alike = [Likeness(layers, known_us, length) for length in LENGTHS]
-        regression, likeness = min([fitted(each) for each in (None, *alike)], key=lambda told: told[0].loo_error)
+        regression, likeness = fitted(None), None
+        # A few networks cannot tell such fine effects from chance, so the plain model stays unless another is clearly better.
+        fine = [(fitted(each), each) for each in (Likeness(layers, known_us, length) for length in LENGTHS)]
+        best, of_best = min(fine, key=lambda told: told[0].loo_error)
+        if best.clearly_better(regression):
+            regression, likeness = best, of_best
         if table.transferred is not None and transferred:
             # The fit says how well the predictions are reproduced; how wrong these may be comes on top of it.
             error = math.hypot(regression.error, float(np.median(stds[len(kept) :])))

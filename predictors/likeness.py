@@ -78,7 +78,7 @@ class Likeness:
             if kind in self._examples:
                 examples, loadings = self._examples[kind]
                 columns[ids] = self._kernel(x[ids], examples) @ loadings
-        return columns * np.asarray(own_us)[:, None], np.column_stack([x, kinds])
+        return np.asarray(columns * np.asarray(own_us)[:, None]), np.column_stack([x, kinds])
 
     def unlike_us2(self, points: np.ndarray, own_us: np.ndarray, row: np.ndarray) -> float:
         """Variance of what a network's columns leave out of the process, whose variance is 1 for a layer that takes 1 us.

@@ -10,7 +10,7 @@ inference with the jackknife+", 2021, without its recentring).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.stats import norm
@@ -18,6 +18,7 @@ from scipy.stats import norm
 STRICTNESS = (1e4, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
 ALIKE_FACTORS = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 ALWAYS_STRICTNESS = 1e-2
+CLEARLY = 2.0  # standard errors
 TURNS = 2  # of choosing one factor while the other one stays
 COVERAGE = 0.9
 LEAST_ERROR = 0.003
@@ -38,6 +39,7 @@ class Regression:
         strictness: of the prior that leave-one-out chose.
         loo_error: mean absolute relative error, leave-one-out.
         alike_factor: of the prior of the columns that say how alike layers are, likewise; 0 without any.
+        left_out: `(n,)`, relative errors, leave-one-out, of the networks that it was fitted to.
     """
 
     coefficients: np.ndarray
@@ -47,6 +49,12 @@ class Regression:
     strictness: float
     loo_error: float
     alike_factor: float = 0.0
+    left_out: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False)
+
+    def clearly_better(self, other: Regression) -> bool:
+        """Whether it left smaller errors, leave-one-out, than another one of the same networks, by more than chance."""
+        gain = np.abs(other.left_out) - np.abs(self.left_out)
+        return float(gain.mean()) > CLEARLY * float(gain.std(ddof=1)) / math.sqrt(len(gain))
 
     def variance_us2(self, row: np.ndarray, us: float, layers_variance_us2: float, unlike_us2: float = 0.0) -> float:
         """Variance of a prediction, calibrated.
@@ -104,7 +112,7 @@ def fit_regression(
     ratios = np.sort(np.abs(residuals) / np.sqrt(error**2 * spread + layers))
     rank = min(len(ratios), math.ceil(COVERAGE * (len(ratios) + 1)))
     widening = float(ratios[rank - 1] / norm.ppf(0.5 + COVERAGE / 2))
-    return Regression(coefficients, covariance, error, widening, strictness, _loss(best), factor)
+    return Regression(coefficients, covariance, error, widening, strictness, _loss(best), factor, residuals)
 
 
 def _prior(scales: np.ndarray, always: int, strictness: float) -> np.ndarray:

@@ -59,6 +59,9 @@ def test_columns_of_likeness_have_a_prior_of_their_own():
     without = fit((rows, measured_us, variances, expected, scales))
     assert without.alike_factor == 0.0
     assert fitted.loo_error < without.loo_error
+    assert fitted.clearly_better(without)
+    assert not without.clearly_better(fitted)
+    assert not fitted.clearly_better(fitted)
 
 
 def test_an_uncertain_latency_counts_less():
