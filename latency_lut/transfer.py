@@ -17,6 +17,7 @@ import numpy as np
 
 from latency_lut.device import Device
 from latency_lut.lowering import applicable
+from latency_lut.measuring import DEFAULTS
 from latency_lut.session import Drawn, Session
 from latency_lut.table import LatencyTable, Pair
 from latency_lut.transferred import Transferred
@@ -102,9 +103,9 @@ def transfer(
     *,
     samples: int = 10,
     checked_networks: int = 8,
-    max_pairs: int = 2800,
-    visit_s: float = 0.0006,
-    seed: int = 0,
+    max_pairs: int = DEFAULTS.max_pairs,
+    visit_s: float = DEFAULTS.visit_s,
+    seed: int = DEFAULTS.seed,
     on_progress: Progress | None = None,
 ) -> tuple[LatencyTable, TransferStats]:
     """Measure what is missing of the samples, predict the rest.

@@ -6,6 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from latency_lut.device import Device
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import profile
 from latency_lut.table import LatencyTable
 from latency_lut.transfer import read_sources, transfer
@@ -35,7 +36,7 @@ def folder(quick, tmp_path_factory):
     """Tables of two devices, measured."""
     folder = tmp_path_factory.mktemp("tables")
     for device in (Device("one"), Device("two", batch=2)):
-        profile(SPACE, device, folder / f"{device.name}.parquet", rounds=3, networks=8, **QUICK)
+        profile(SPACE, device, folder / f"{device.name}.parquet", MeasuringSettings(rounds=3, networks=8, **QUICK))
     return folder
 
 
@@ -87,7 +88,7 @@ def test_few_measurements_make_a_table_that_says_what_was_measured(folder, tmp_p
     assert (len(more.entries), stats.pairs, stats.networks) == (7, 2, 2)
     assert table.entries.items() <= more.entries.items()
     assert set(stats.proposed_pairs).isdisjoint(more.entries)
-    full, stats = profile(SPACE, NEW, path, rounds=3, networks=8, **QUICK)
+    full, stats = profile(SPACE, NEW, path, MeasuringSettings(rounds=3, networks=8, **QUICK))
     assert (len(full.entries), full.transferred) == (60, None)
     assert more.entries.items() <= full.entries.items()
     with pytest.raises(UserError, match="was measured, which is better"):
