@@ -15,8 +15,8 @@ import sys
 import tempfile
 import time
 from dataclasses import astuple
-from statistics import fmean
 from pathlib import Path
+from statistics import fmean
 
 from benchmarks.defaults import device_and_space, options, take
 from latency_lut.measuring import MeasuringSettings
