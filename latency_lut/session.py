@@ -2,7 +2,7 @@
 
 Networks keep time for networks: what slows a machine for seconds slows whole networks and single layers differently, so that
 batches of networks which only layers tie together are some percent apart. So once a table has networks, some of them, of all
-sizes, are timed along with every further batch of networks.
+sizes, are loaded and timed along with every further batch of networks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,6 @@ class Session:
         self.new = not table.anchors
         anchors_us = None if self.new else [table.entries[pair].us for pair in self.anchors]
         self.stopwatch = Stopwatch([self.load(pair) for pair in self.anchors], anchors_us)
-        self._network_stopwatch: Stopwatch | None = None
 
     def load(self, pair: Pair) -> LoadedModel:
         """A pair with random weights, ready to run."""
@@ -59,23 +58,24 @@ class Session:
 
     def time_networks(self, space: Space, drawn: Sequence[Drawn], source: str) -> None:
         """Time a batch of whole networks, given with their lowerings, into the table."""
-        built = [(space.network(architecture), lowerings) for architecture, lowerings in drawn]
-        models = [build_random(network, lowerings, self.rng, self.device) for network, lowerings in built]
-        loaded = [self.runtime.load(model, self.device) for model in models]
-        timings = self.stopwatch_for_networks(space).time(loaded, NETWORK_ROUNDS, NETWORK_VISIT_S, self.seed)
+        stopwatch = self.stopwatch_for_networks(space)
+        timings = stopwatch.time(self._load_networks(space, drawn), NETWORK_ROUNDS, NETWORK_VISIT_S, self.seed)
         for (architecture, lowerings), t in zip(drawn, timings, strict=True):
             self.table.networks.append(NetworkTiming(architecture, lowerings, t.us, t.spread_us, t.count, source))
 
     def stopwatch_for_networks(self, space: Space) -> Stopwatch:
-        """One whose anchors are networks of the table; where it has fewer than `NETWORK_ANCHORS`, that of the layers."""
+        """One for a batch, with networks of the table as anchors; where it has too few, the one whose anchors are layers."""
         known = sorted(self.table.networks, key=lambda network: network.us)
-        if self._network_stopwatch is None and len(known) >= NETWORK_ANCHORS:
-            anchors = [known[i] for i in np.linspace(0, len(known) - 1, NETWORK_ANCHORS).round().astype(int)]
-            built = [(space.network(anchor.architecture), anchor.lowerings) for anchor in anchors]
-            models = [build_random(network, lowerings, self.rng, self.device) for network, lowerings in built]
-            loaded = [self.runtime.load(model, self.device) for model in models]
-            self._network_stopwatch = Stopwatch(loaded, [anchor.us for anchor in anchors])
-        return self._network_stopwatch or self.stopwatch
+        if len(known) < NETWORK_ANCHORS:
+            return self.stopwatch
+        anchors = [known[i] for i in np.linspace(0, len(known) - 1, NETWORK_ANCHORS).round().astype(int)]
+        loaded = self._load_networks(space, [(anchor.architecture, anchor.lowerings) for anchor in anchors])
+        return Stopwatch(loaded, [anchor.us for anchor in anchors])
+
+    def _load_networks(self, space: Space, drawn: Sequence[Drawn]) -> list[LoadedModel]:
+        built = [(space.network(architecture), lowerings) for architecture, lowerings in drawn]
+        models = [build_random(network, lowerings, self.rng, self.device) for network, lowerings in built]
+        return [self.runtime.load(model, self.device) for model in models]
 
     def settle(self) -> None:
         """Bring everything from the speed of the first batch to the machine's usual speed."""
