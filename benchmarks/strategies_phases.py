@@ -236,7 +236,7 @@ class Bench:
         for own, a in networks:
             network = own.space.network(a)
             models.append(build_random(network, own.latency["x86"].plan(network), rng, device))
-        timings, speed = retime(models, job.table(device), device)
+        timings, speed = retime(models, job.space, job.table(device), device)
         for row, timing in zip(rows, timings[:-1], strict=True):
             row["us"] = timing.us
         result = {"rows": rows, "largest_us": timings[-1].us, "speed": speed, "device": device.describe()}
