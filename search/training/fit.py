@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import pickle  # for the name of an error; torch.load runs with weights_only
@@ -13,9 +14,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from search.training.parallel import Processes
 from spaces.errors import UserError
+from spaces.files import write_atomically
 
 CHECKPOINT = "last.ckpt"
 
@@ -42,6 +45,15 @@ class _LastCheckpoint(pl.callbacks.ModelCheckpoint):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+
+class _WholeFiles(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all; Lightning's may be copied from another disk, and then be cut."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
+        content = io.BytesIO()
+        torch.save(checkpoint, content)
+        write_atomically(Path(path), content.getvalue())
 
 
 class _AfterEpochs(pl.Callback):
@@ -97,6 +109,7 @@ def train(
             devices=processes.devices,
             num_nodes=processes.num_nodes,
             strategy=processes.strategy(),
+            plugins=[_WholeFiles()],
             callbacks=[_AfterEpochs(on_epoch, limit_s), checkpoints],
             logger=False,
             enable_progress_bar=False,
