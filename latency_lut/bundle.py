@@ -12,7 +12,7 @@ import hashlib
 import io
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,8 +24,9 @@ from latency_lut.models import build_layer
 from latency_lut.network import random_weights
 from latency_lut.profile import BATCH_NETWORKS, BATCH_PAIRS, check_numbers, draw_graded, draw_networks, pairs_of
 from latency_lut.runner import MANIFEST
-from latency_lut.session import NETWORK_ROUNDS, NETWORK_VISIT_S, anchors_of, build_random
-from latency_lut.table import LatencyTable
+from latency_lut.session import NETWORK_ROUNDS, NETWORK_VISIT_S, Drawn, anchors_of, build_random
+from latency_lut.table import LatencyTable, Pair
+from latency_lut.transfer import PAIR_ROUNDS, Samples
 from latency_lut.web import package
 from spaces.errors import UserError
 from spaces.files import write_atomically
@@ -80,6 +81,25 @@ def write_bundle(
     """
     check_numbers(seed, max_pairs, networks, rounds, visit_s)
     manifest = plan(space, device, table, seed, max_pairs, networks, rounds, visit_s)
+    write_planned(manifest, space, device, path, on_progress)
+    return manifest
+
+
+def write_planned(
+    manifest: Manifest, space: Space, device: Device, path: Path, on_progress: Progress = lambda done, total: None
+) -> None:
+    """Write the bundle of a manifest, which learns here which files it has.
+
+    Args:
+        manifest: from `plan` or `plan_samples`.
+        space: what can be built.
+        device: for which device.
+        path: of the zip file.
+        on_progress: called with how many models are made, and of how many.
+
+    Raises:
+        UserError: the runtime has no runner, or the file cannot be written.
+    """
     content = io.BytesIO()
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
         total = len(manifest.pairs) + len(manifest.networks)
@@ -91,7 +111,6 @@ def write_bundle(
         _add(archive, MANIFEST, manifest.to_json().encode())
     on_progress(total, total)
     write_atomically(path, content.getvalue())
-    return manifest
 
 
 def plan(
@@ -111,6 +130,39 @@ def plan(
     if len(pairs) == len(table.anchors) and not drawn:
         mend = "ask for more with max_pairs or networks, or delete it to measure anew"
         raise NothingMissingError(f"table {path} has everything that is asked for; {mend}")
+    return _manifest(space, device, pairs, len(anchors), drawn, seed, max_pairs, rounds, visit_s)
+
+
+def plan_samples(
+    space: Space, device: Device, table: LatencyTable, samples: Samples, seed: int, max_pairs: int, visit_s: float
+) -> Manifest:
+    """What is to be measured on a device for a transfer, without the models.
+
+    Args:
+        space: what can be built.
+        device: for which device.
+        table: the device's, with what was measured there so far.
+        samples: what is missing in it.
+        seed: of the weights; with `max_pairs` it says which pairs the samples can be of.
+        max_pairs: see `seed`.
+        visit_s: seconds of one visit of a pair.
+    """
+    anchors = table.anchors or anchors_of(samples.pairs)
+    pairs = [*anchors, *(pair for pair in samples.pairs if pair not in anchors)]
+    return _manifest(space, device, pairs, len(anchors), samples.networks, seed, max_pairs, PAIR_ROUNDS, visit_s)
+
+
+def _manifest(
+    space: Space,
+    device: Device,
+    pairs: Sequence[Pair],
+    anchors: int,
+    networks: Sequence[tuple[Drawn, str]],
+    seed: int,
+    max_pairs: int,
+    rounds: int,
+    visit_s: float,
+) -> Manifest:
     protocols = Protocol(rounds, float(visit_s), BATCH_PAIRS), Protocol(NETWORK_ROUNDS, NETWORK_VISIT_S, BATCH_NETWORKS)
     named = {f"p{index:05}": pair for index, pair in enumerate(pairs)}
     return Manifest(
@@ -120,9 +172,9 @@ def plan(
         seed,
         max_pairs,
         dict(zip(KINDS, protocols, strict=True)),
-        tuple(named)[: len(anchors)],
+        tuple(named)[:anchors],
         named,
-        {f"n{index:05}": network for index, network in enumerate(drawn)},
+        {f"n{index:05}": network for index, network in enumerate(networks)},
     )
 
 

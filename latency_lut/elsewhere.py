@@ -15,13 +15,14 @@ from pathlib import Path
 
 import numpy as np
 
-from latency_lut.bundle import NothingMissingError, write_bundle
+from latency_lut.bundle import NothingMissingError, plan_samples, write_bundle, write_planned
 from latency_lut.device import Device
 from latency_lut.importing import Imported, import_results
 from latency_lut.manifest import Manifest
 from latency_lut.profile import ProfileStats, pairs_of
 from latency_lut.remote import WATCH, RemoteRun, Watch
 from latency_lut.table import LatencyTable
+from latency_lut.transfer import Samples
 from latency_lut.transports import Transport
 from spaces.errors import UserError
 from spaces.space import Space
@@ -62,13 +63,8 @@ def profile_elsewhere(
     Raises:
         UserError: as for `latency_lut.profile.profile`; the device cannot be reached; what came back is refused.
     """
-    if device.transport is None:
-        mend = (
-            f"run: python -m latency_lut bundle device={device.name}, there the bundle, here: python -m latency_lut import FILE"
-        )
-        raise UserError(f"device {device.name} is elsewhere and has no transport; {mend}")
-    if device.runtime != RUNTIME:
-        raise UserError(f"device {device.name}: runtime is {device.runtime!r}; allowed by a transport is {RUNTIME}")
+    mend = f"run: python -m latency_lut bundle device={device.name}, there the bundle, here: python -m latency_lut import FILE"
+    transport = _transport_of(device, mend)
     begin = time.perf_counter()
     counts, pairs_s = np.zeros(3, int), 0.0
     for networks_of_bundle in dict.fromkeys((0, networks)):
@@ -85,7 +81,7 @@ def profile_elsewhere(
             visit_s=visit_s,
             on_progress=partial(watch.on_progress, "models of the bundle"),
         )
-        imported = _measure(space, device, device.transport, path, write, turn, watch)
+        imported = _measure(space, device, transport, path, write, turn, watch)
         if watch.stopped.is_set():
             return None
         if imported is not None:
@@ -99,6 +95,69 @@ def profile_elsewhere(
     rate = 60 * counts[0] / pairs_s if counts[0] else 0.0
     seconds = time.perf_counter() - begin
     return table, ProfileStats(len(table.entries), reachable, int(counts[0]), int(counts[1]), seconds, rate)
+
+
+def take_there(
+    space: Space,
+    device: Device,
+    path: Path,
+    samples: Samples,
+    table: LatencyTable,
+    *,
+    seed: int,
+    max_pairs: int,
+    visit_s: float,
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    watch: Watch = WATCH,
+) -> LatencyTable | None:
+    """Measure the samples of a transfer on the device, as `latency_lut.transfer.take_here` does here, in one bundle.
+
+    Args:
+        space: what can be built.
+        device: with a transport.
+        path: the table's file, which is written; beside it lie meanwhile the bundle, and the results that came so far.
+        samples: what to measure.
+        table: what the file holds, or an empty table.
+        seed: as in `latency_lut.transfer.transfer`, like `max_pairs` and `visit_s`.
+        max_pairs: see `seed`.
+        visit_s: see `seed`.
+        turn: entered for work that needs this machine's processor.
+        watch: told what happens; stops it.
+
+    Returns:
+        The table with what came back; `None` when it was stopped.
+
+    Raises:
+        UserError: the device cannot be reached; what came back is refused.
+    """
+    if not samples.pairs and not samples.networks:
+        return table
+    transport = _transport_of(device, f"without one its whole table is measured: python -m latency_lut bundle device={device.name}")
+
+    def write(bundle: Path) -> Manifest:
+        manifest = plan_samples(space, device, table, samples, seed, max_pairs, visit_s)
+        write_planned(manifest, space, device, bundle, partial(watch.on_progress, "models of the bundle"))
+        return manifest
+
+    imported = _measure(space, device, transport, path, write, turn, watch)
+    if imported is None:
+        return None
+    if imported.failed:
+        watch.say(f"{device.name}: {imported.failed} models did not load there; the same command tries others")
+    return imported.table
+
+
+def _transport_of(device: Device, mend: str) -> Transport:
+    """The way to a device that is measured through one.
+
+    Raises:
+        UserError: it has none, or another runtime than the runner measures.
+    """
+    if device.transport is None:
+        raise UserError(f"device {device.name} is elsewhere and has no transport; {mend}")
+    if device.runtime != RUNTIME:
+        raise UserError(f"device {device.name}: runtime is {device.runtime!r}; allowed by a transport is {RUNTIME}")
+    return device.transport
 
 
 def _measure(
