@@ -132,7 +132,9 @@ def take_there(
     """
     if not samples.pairs and not samples.networks:
         return table
-    transport = _transport_of(device, f"without one its whole table is measured: python -m latency_lut bundle device={device.name}")
+    transport = _transport_of(
+        device, f"without one its whole table is measured: python -m latency_lut bundle device={device.name}"
+    )
 
     def write(bundle: Path) -> Manifest:
         manifest = plan_samples(space, device, table, samples, seed, max_pairs, visit_s)

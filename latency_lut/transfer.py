@@ -154,7 +154,8 @@ def transfer(
     report = on_progress or (lambda what, done, total: None)
     table = LatencyTable.load(path) if path.exists() else LatencyTable.empty(space, device)
     table.check(space, device)
-    if table.entries and table.transferred is None and not _count(table, "sample"):
+    interrupted = _count(table, "sample") and len(table.entries) <= samples  # before anything was predicted
+    if table.entries and table.transferred is None and not interrupted:
         raise UserError(f"table {path} was measured, which is better; use it, or take another folder: tables=FOLDER")
     known = len(table.entries), len(table.networks)
     wanted_pairs = samples // 2

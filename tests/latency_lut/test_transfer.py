@@ -112,6 +112,7 @@ def test_a_device_elsewhere_gets_its_table_from_the_same_samples(folder, sshd, t
     monkeypatch.setenv("PATH", sshd.path)
     monkeypatch.setattr("latency_lut.bundle.NETWORK_VISIT_S", 0.0002)
     monkeypatch.setattr("latency_lut.bundle.PAIR_ROUNDS", 4)
+    monkeypatch.setattr("latency_lut.bundle.BATCH_NETWORKS", 2)
     path, stopped, seen = tmp_path / "tables" / "pi.parquet", threading.Event(), []
     pi = Device("pi", batch=3, reach=Ssh("pi", str(tmp_path / "there"), sys.executable))
 
