@@ -18,6 +18,7 @@ from dataclasses import astuple
 from pathlib import Path
 
 from benchmarks.defaults import device_and_space, options, take
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import profile
 from latency_lut.refine import Refinement
 from predictors.latency import LatencyPredictor
@@ -41,10 +42,10 @@ def main() -> None:
         path = Path(folder or scratch) / f"{name}.parquet"
         path.parent.mkdir(parents=True, exist_ok=True)
         networks, pairs, seed = values["networks"], values["pairs"], values["seed"]
-        table, stats = profile(space, device, path, seed=seed, max_pairs=pairs, networks=networks, refinement=refinement)
+        table, stats = profile(space, device, path, MeasuringSettings(seed, pairs, networks), refinement=refinement)
         known = len(table.networks)
         # Networks to test on; of pairs at most one.
-        table, _ = profile(space, device, path, seed=seed, max_pairs=1, networks=networks + values["held_out"])
+        table, _ = profile(space, device, path, MeasuringSettings(seed, 1, networks + values["held_out"]))
     begin = time.perf_counter()
     predictor = LatencyPredictor.fit(table, space, held_out=values["held_out"], seed=values["seed"])
     quality = predictor.quality

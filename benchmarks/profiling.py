@@ -18,6 +18,7 @@ import numpy as np
 import psutil
 
 from benchmarks.defaults import device_and_space, options
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import profile
 
 LARGER = (
@@ -36,7 +37,8 @@ def main() -> None:
     device, space = device_and_space()
     with tempfile.TemporaryDirectory() as folder:
         paths = [Path(folder) / f"{number}.parquet" for number in (1, 2)]
-        runs = [profile(space, device, path, seed=values["seed"], max_pairs=values["pairs"], networks=0) for path in paths]
+        settings = MeasuringSettings(values["seed"], values["pairs"], networks=0)
+        runs = [profile(space, device, path, settings) for path in paths]
     (first, one), (second, two) = runs
     ratios = np.array([first.entries[pair].us / second.entries[pair].us for pair in first.entries])
     result = {
@@ -62,9 +64,8 @@ def memory(pairs: int, seed: int) -> dict[str, object]:
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "x86.parquet"
-        _, stats = profile(
-            space, device, path, seed=seed, max_pairs=pairs, networks=0, rounds=3, visit_s=1e-5, on_progress=on_progress
-        )
+        settings = MeasuringSettings(seed, pairs, networks=0, rounds=3, visit_s=1e-5)
+        _, stats = profile(space, device, path, settings, on_progress=on_progress)
     counts, mebibytes = np.array(list(resident)), np.array(list(resident.values()))
     late = counts >= counts[-1] / 10
     slope = float(np.polyfit(counts[late], mebibytes[late], 1)[0])

@@ -34,6 +34,7 @@ from optuna.samplers import NSGAIISampler
 from optuna.storages import InMemoryStorage
 
 from benchmarks.defaults import device_and_space, options
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import profile
 from latency_lut.table import LatencyTable
 from predictors.accuracy import AccuracyPredictor, GaussianProcess, accuracy_features
@@ -93,7 +94,7 @@ def latency_predictor(values: dict[str, int], folder: str | None) -> tuple[Space
         with tempfile.TemporaryDirectory() as scratch:
             path = Path(scratch) / f"{device.name}.parquet"
             pairs, networks, seed = values["pairs"], values["networks"], values["seed"]
-            table, _ = profile(space, device, path, seed=seed, max_pairs=pairs, networks=networks)
+            table, _ = profile(space, device, path, MeasuringSettings(seed, pairs, networks))
     return space, LatencyPredictor.fit(table, space, seed=values["seed"])
 
 

@@ -26,9 +26,10 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -121,18 +122,28 @@ def by_batch(x: torch.Tensor) -> torch.Tensor:
     return quantize_to_own_range(x)[0]
 
 
-def adamw(module: nn.Module) -> torch.optim.Optimizer:
+def adamw(module: Elastic | nn.Module) -> torch.optim.Optimizer:
     decayed = [p for p in module.parameters() if p.dim() > 1]
     other = [p for p in module.parameters() if p.dim() <= 1]
     groups = [{"params": decayed, "weight_decay": WEIGHT_DECAY}, {"params": other, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, lr=LEARNING_RATE)
 
 
+class Elastic(Protocol):
+    """Shared weights, as a torch module."""
+
+    def activate(self, architecture: Architecture) -> object: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor: ...
+
+
 class Sandwich:
     """The supernet's side."""
 
-    def __init__(self, space: Space) -> None:
-        self.space, self.supernet = space, Supernet(space)
+    def __init__(self, space: Space, supernet: Elastic) -> None:
+        self.space, self.supernet = space, supernet
         self.optimizer = adamw(self.supernet)
         self.ends = (space.largest(), space.smallest())
 
@@ -156,8 +167,8 @@ class Sandwich:
 class Alone:
     """Training one network and nothing else."""
 
-    def __init__(self, network: Network, own_kernels: bool) -> None:
-        self.module = NetworkAlone(network, own_kernels)
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
         self.optimizer = adamw(self.module)
 
     def step(self, images: torch.Tensor, labels: torch.Tensor) -> None:
@@ -172,17 +183,49 @@ def milliseconds(action: Callable[[], None]) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
-def largest_difference(sandwich: Sandwich, architectures: list[Architecture], images: torch.Tensor) -> float:
+def alone_with_weights(supernet: Supernet, architecture: Architecture) -> nn.Module:
+    """A network by itself with the supernet's weights."""
+    alone = NetworkAlone(supernet.activate(architecture))
+    alone.copy_from(supernet)
+    return alone
+
+
+def largest_difference(
+    shared: Elastic,
+    extract: Callable[[Architecture], nn.Module],
+    architectures: Sequence[Architecture],
+    images: torch.Tensor,
+) -> float:
     """Of the logits of both sides with the same weights, as a share of the largest logit."""
     differences: list[float] = []
     for architecture in architectures:
-        shared = sandwich.supernet
-        alone = NetworkAlone(shared.activate(architecture))
-        alone.copy_from(shared)
+        alone = extract(architecture)
+        shared.activate(architecture)
         with torch.no_grad():
             expected, found = shared(images), alone(images)
         differences.append(float((expected - found).abs().max() / expected.abs().max()))
     return max(differences)
+
+
+Steps = Mapping[str, Sequence[Callable[[], None]]]
+
+
+def interleaved(sides_of: Callable[[int], Steps], repeats: int) -> dict[str, list[float]]:
+    """Milliseconds of every side in every repeat, its steps added up.
+
+    Args:
+        sides_of: of a repeat, the steps of each side; all are done once before they are timed.
+        repeats: in every other one the sides come in the opposite order.
+    """
+    times_ms: dict[str, list[float]] = {}
+    for repeat in range(repeats):
+        sides = sides_of(repeat)
+        for steps in sides.values():
+            for step in steps:
+                step()
+        for side in sorted(sides, reverse=repeat % 2 == 1):
+            times_ms.setdefault(side, []).append(sum(milliseconds(step) for step in sides[side]))
+    return times_ms
 
 
 def main() -> None:
@@ -192,21 +235,20 @@ def main() -> None:
     _, space = device_and_space()
     channels = space.network(space.largest()).input_shape[0]
     images, labels = torch.randn(values["batch"], channels, IMAGE_SIDE, IMAGE_SIDE), torch.randint(CLASSES, (values["batch"],))
-    sandwich = Sandwich(space)
-    difference = largest_difference(sandwich, [*sandwich.ends, *sandwich.drawn(values["seed"])], images)
+    supernet = Supernet(space)
+    sandwich = Sandwich(space, supernet)
+    first = [*sandwich.ends, *sandwich.drawn(values["seed"])]
+    difference = largest_difference(supernet, partial(alone_with_weights, supernet), first, images)
 
-    times_ms: dict[str, list[float]] = {"sandwich": [], "standalone": [], "standalone_torch": []}
-    for repeat in range(values["repeats"]):
+    def sides_of(repeat: int) -> Steps:
         seed = values["seed"] * 100_003 + repeat
         networks = [space.network(architecture) for architecture in (*sandwich.ends, *sandwich.drawn(seed))]
         sides = {"sandwich": [partial(sandwich.step, images, labels, seed)]}
         for side, own_kernels in (("standalone", True), ("standalone_torch", False)):
-            sides[side] = [partial(Alone(network, own_kernels).step, images, labels) for network in networks]
-        for steps in sides.values():
-            for step in steps:
-                step()
-        for side in sorted(sides, reverse=repeat % 2 == 1):
-            times_ms[side].append(sum(milliseconds(step) for step in sides[side]))
+            sides[side] = [partial(Alone(NetworkAlone(network, own_kernels)).step, images, labels) for network in networks]
+        return sides
+
+    times_ms = interleaved(sides_of, values["repeats"])
     medians = {f"{side}_ms": round(float(np.median(values_ms)), 3) for side, values_ms in times_ms.items()}
     ratios, ratios_torch = (
         np.array(times_ms["sandwich"]) / np.array(times_ms[side]) for side in ("standalone", "standalone_torch")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from threading import Event
@@ -28,6 +29,7 @@ from latency_lut.drift import Drift, age_days
 from latency_lut.drift import check as check_drift
 from latency_lut.elsewhere import profile_elsewhere, take_there
 from latency_lut.importing import import_results
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.pays_report import print_report, read_tables, report_of, write_report
 from latency_lut.profile import LEAST_NETWORKS, ProfileStats, profile
 from latency_lut.refine import Refinement
@@ -103,11 +105,11 @@ def measure(space: Space, device: Device, config: DictConfig, console: Console, 
     if config.transfer:
         _transfer_to(space, device, path, config, console, turns, watch)
         return
-    numbers = {name: config[name] for name in ("seed", "max_pairs", "networks", "rounds", "visit_s")}
+    settings = _settings(config)
     if device.elsewhere:
         if refined:
             raise UserError(f"device {device.name} is elsewhere; target_error and budget_s choose here, leave them away")
-        measured = profile_elsewhere(space, device, path, **numbers, turn=turns.turn, watch=watch)
+        measured = profile_elsewhere(space, device, path, settings, turn=turns.turn, watch=watch)
         if measured is None:
             return
         with turns.turn():
@@ -115,8 +117,12 @@ def measure(space: Space, device: Device, config: DictConfig, console: Console, 
         return
     with turns.turn():
         refinement = Refinement(instantiate(config.wishes), *limits) if refined else None
-        measured = profile(space, device, path, **numbers, refinement=refinement, on_progress=watch.on_progress)
+        measured = profile(space, device, path, settings, refinement=refinement, on_progress=watch.on_progress)
         _print_measured(*measured, space, path, config, console)
+
+
+def _settings(config: DictConfig) -> MeasuringSettings:
+    return MeasuringSettings(**{field.name: config[field.name] for field in fields(MeasuringSettings)})
 
 
 def _transfer_to(
@@ -126,16 +132,15 @@ def _transfer_to(
     if isinstance(config.transfer, str):
         raise UserError(f"transfer is {config.transfer!r}; allowed is a list of devices, such as transfer=[x86,wasm]")
     sources = read_sources(path.parent, list(config.transfer), device, space)
-    numbers = {name: config[name] for name in ("samples", "checked_networks", "max_pairs", "seed")}
-    how = {"visit_s": config.visit_s, "seed": config.seed}
+    settings = _settings(config)
 
     def take(samples: Samples, table: LatencyTable) -> LatencyTable | None:
         if device.elsewhere:
-            there = {"max_pairs": config.max_pairs, "turn": turns.turn, "watch": watch}
-            return take_there(space, device, path, samples, table, **how, **there)
+            return take_there(space, device, path, samples, table, settings, turn=turns.turn, watch=watch)
         with turns.turn():
-            return take_here(space, device, samples, table, **how, on_progress=watch.on_progress)
+            return take_here(space, device, samples, table, settings, on_progress=watch.on_progress)
 
+    numbers = {name: config[name] for name in ("samples", "checked_networks", "max_pairs", "seed")}
     model = instantiate(config.transfer_model)
     told = transfer(space, device, path, sources, model, take, **numbers, turn=turns.turn, on_progress=watch.on_progress)
     if told is None:
@@ -229,7 +234,9 @@ def check(config: DictConfig) -> None:
     for device in (instantiate(entry) for entry in config.devices.values()):
         path = Path(config.tables) / f"{device.name}.parquet"
         table = LatencyTable.load(path)
-        drift = check_drift(table, device, pairs=config.check.pairs, tolerance=config.check.tolerance, seed=config.seed)
+        numbers = {"pairs": config.check.pairs, "tolerance": config.check.tolerance, "seed": config.seed}
+        watch = Watch(say=partial(_say, console))
+        drift = check_drift(table, device, **numbers, folder=path.parent, watch=watch)
         if drift.moved:
             console.print(_moved_entries(device.name, drift))
         age = f"{age_days(table):.1f} days old"
@@ -270,11 +277,7 @@ def bundle(config: DictConfig) -> None:
                 device,
                 Path(config.tables) / f"{device.name}.parquet",
                 path,
-                seed=config.seed,
-                max_pairs=config.max_pairs,
-                networks=config.networks,
-                rounds=config.rounds,
-                visit_s=config.visit_s,
+                _settings(config),
                 on_progress=partial(_update, progress, task),
             )
         counts = f"{len(manifest.pairs)} pairs, {len(manifest.networks)} networks, {path.stat().st_size / 1e6:.1f} MB"

@@ -3,11 +3,12 @@
 Two processes that time models side by side slow each other, and neither would know. So whoever measures holds a lock that all
 processes of the machine see. It is a file lock of the kernel: a process that dies gives it back. It is a courtesy, not a
 condition: where the file cannot be opened, as another user's in a strict folder, or the holder is suspended, measuring goes on.
+
+Needs the standard library only: it is part of a bundle's runner, so the same holds on a device elsewhere.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import tempfile
 import threading
@@ -16,6 +17,11 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
 
 POLL_S = 0.05
 PATIENCE_S = 600.0  # a batch of models takes seconds
@@ -49,16 +55,26 @@ def alone_on_this_machine() -> Iterator[None]:
 def _wait(descriptor: int) -> None:
     end = time.monotonic() + PATIENCE_S
     while time.monotonic() < end:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            time.sleep(POLL_S)
-        else:
+        if try_lock(descriptor):
             return
+        time.sleep(POLL_S)
     warnings.warn(f"another process has held {lock_path()} for {PATIENCE_S:.0f} s; measuring beside it", stacklevel=4)
 
 
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process; whether it has it now. Where the system has no such locks, everybody has it."""
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def _opened() -> int | None:
+    if fcntl is None:
+        return None
     # First without creating: in a folder for all, Linux forbids to create over another user's file, though not to open it.
     for flags in (0, os.O_CREAT):
         try:

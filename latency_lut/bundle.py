@@ -12,17 +12,19 @@ import hashlib
 import io
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from latency_lut.device import Device, load_runtime
 from latency_lut.manifest import KINDS, Manifest, Protocol, Stored
+from latency_lut.measuring import DEFAULTS, MeasuringSettings
 from latency_lut.models import build_layer
 from latency_lut.network import random_weights
-from latency_lut.profile import BATCH_NETWORKS, BATCH_PAIRS, check_numbers, draw_graded, draw_networks, pairs_of
+from latency_lut.profile import BATCH_NETWORKS, BATCH_PAIRS, draw_graded, draw_networks, pairs_of
 from latency_lut.runner import MANIFEST
 from latency_lut.session import NETWORK_ROUNDS, NETWORK_VISIT_S, Drawn, anchors_of, build_random
 from latency_lut.table import LatencyTable, Pair
@@ -40,7 +42,8 @@ PAGE_FILES = {
     "index.html": "measure.html",
     **{name: name for name in ("measure.mjs", "sessions.mjs", "sha256.mjs", "serve.py")},
 }
-RUNNER_MODULES = ("machine", "ort_session", "visits", "runner")  # in one file, the last one's docstring first
+# In one file, in this order; the last one's docstring is that of the file.
+RUNNER_MODULES = ("machine", "alone", "ort_session", "visits", "outputs", "results_file", "runner")
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of every file, so that the same files give the same bytes
 
 Progress = Callable[[int, int], None]
@@ -55,12 +58,8 @@ def write_bundle(
     device: Device,
     table: Path,
     path: Path,
+    settings: MeasuringSettings = DEFAULTS,
     *,
-    seed: int = 0,
-    max_pairs: int = 2800,
-    networks: int = 40,
-    rounds: int = 12,
-    visit_s: float = 0.0006,
     on_progress: Progress = lambda done, total: None,
 ) -> Manifest:
     """Write what is to be measured on a device elsewhere.
@@ -70,86 +69,100 @@ def write_bundle(
         device: for which device.
         table: the device's table; when it is there, only what is missing in it comes into the bundle.
         path: of the zip file.
-        seed: decides which pairs and networks are measured.
-        max_pairs: as in `latency_lut.profile.profile`, like all that follow.
+        settings: what is measured, and how.
         on_progress: called with how many models are made, and of how many.
 
     Raises:
         NothingMissingError: the table has all.
-        UserError: a number is out of range, the table is of another space or device, the runtime has no
+        UserError: the table is of another space or device, the runtime has no
             runner, or the file cannot be written.
     """
-    check_numbers(seed, max_pairs, networks, rounds, visit_s)
-    manifest = plan(space, device, table, seed, max_pairs, networks, rounds, visit_s)
-    write_planned(manifest, space, device, path, on_progress)
+    manifest = plan(space, device, table, settings)
+    pack(manifest, _models(manifest, space, device), device, path, on_progress=on_progress)
     return manifest
 
 
-def write_planned(
-    manifest: Manifest, space: Space, device: Device, path: Path, on_progress: Progress = lambda done, total: None
+def pack(
+    manifest: Manifest,
+    models: Iterable[tuple[str, bytes]],
+    device: Device,
+    path: Path,
+    *,
+    samples: Mapping[str, bytes] = MappingProxyType({}),
+    on_progress: Progress = lambda done, total: None,
 ) -> None:
-    """Write the bundle of a manifest, which learns here which files it has.
+    """Write a bundle.
 
     Args:
-        manifest: from `plan` or `plan_samples`.
-        space: what can be built.
+        manifest: without checksums, which are filled in.
+        models: all that it names, serialized.
         device: for which device.
         path: of the zip file.
-        on_progress: called with how many models are made, and of how many.
+        samples: the files that its `outputs` name.
+        on_progress: called with how many models are packed, and of how many.
 
     Raises:
         UserError: the runtime has no runner, or the file cannot be written.
     """
-    content = io.BytesIO()
+    content, total = io.BytesIO(), len(manifest.pairs) + len(manifest.networks)
     with zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as archive:
-        total = len(manifest.pairs) + len(manifest.networks)
-        for done, (name, model) in enumerate(_models(manifest, space, device)):
+        for done, (name, model) in enumerate(models):
             on_progress(done, total)
             manifest.models[name] = _add(archive, f"models/{name}.onnx", model)
-        for name, data in _runner_files(device):
+        for name, data in (*_runner_files(device), *samples.items()):
             manifest.files[name] = _add(archive, name, data)
         _add(archive, MANIFEST, manifest.to_json().encode())
     on_progress(total, total)
     write_atomically(path, content.getvalue())
 
 
-def plan(
-    space: Space, device: Device, path: Path, seed: int, max_pairs: int, networks: int, rounds: int, visit_s: float
-) -> Manifest:
+def plan(space: Space, device: Device, path: Path, settings: MeasuringSettings) -> Manifest:
     """What is missing in a device's table, without the models."""
     table = LatencyTable.load(path) if path.exists() else LatencyTable.empty(space, device)
     if path.exists():
         table.check(space, device)
-    wanted, _ = pairs_of(space, np.random.default_rng(seed), max_pairs, description=table.device)
+    wanted, _ = pairs_of(space, np.random.default_rng(settings.seed), settings.max_pairs, description=table.device)
     anchors = table.anchors or anchors_of(wanted)
     pairs = [*anchors, *(pair for pair in wanted if pair not in table.entries and pair not in anchors)]
     timed = sum(network.source == "random" for network in table.networks)
-    drawn = [(network, "random") for network in draw_networks(space, table, seed, networks)[timed:]]
+    drawn = [(network, "random") for network in draw_networks(space, table, settings.seed, settings.networks)[timed:]]
     if drawn and not any(network.source == "graded" for network in table.networks):
-        drawn += [(network, "graded") for network in draw_graded(space, table, seed)]
+        drawn += [(network, "graded") for network in draw_graded(space, table, settings.seed)]
     if len(pairs) == len(table.anchors) and not drawn:
         mend = "ask for more with max_pairs or networks, or delete it to measure anew"
         raise NothingMissingError(f"table {path} has everything that is asked for; {mend}")
-    return _manifest(space, device, pairs, len(anchors), drawn, seed, max_pairs, rounds, visit_s)
+    return _manifest(space, device, pairs, len(anchors), drawn, settings)
 
 
-def plan_samples(
-    space: Space, device: Device, table: LatencyTable, samples: Samples, seed: int, max_pairs: int, visit_s: float
+def write_samples(
+    space: Space,
+    device: Device,
+    table: LatencyTable,
+    samples: Samples,
+    path: Path,
+    settings: MeasuringSettings = DEFAULTS,
+    *,
+    on_progress: Progress = lambda done, total: None,
 ) -> Manifest:
-    """What is to be measured on a device for a transfer, without the models.
+    """Write the samples of a transfer that are to be measured on a device elsewhere.
 
     Args:
         space: what can be built.
         device: for which device.
         table: the device's, with what was measured there so far.
-        samples: what is missing in it.
-        seed: of the weights; with `max_pairs` it says which pairs the samples can be of.
-        max_pairs: see `seed`.
-        visit_s: seconds of one visit of a pair.
+        samples: what is missing in it; pairs are out of those that the settings allow.
+        path: of the zip file.
+        settings: how it is measured; with `PAIR_ROUNDS` visits of a pair.
+        on_progress: called with how many models are made, and of how many.
+
+    Raises:
+        UserError: the runtime has no runner, or the file cannot be written.
     """
     anchors = table.anchors or anchors_of(samples.pairs)
     pairs = [*anchors, *(pair for pair in samples.pairs if pair not in anchors)]
-    return _manifest(space, device, pairs, len(anchors), samples.networks, seed, max_pairs, PAIR_ROUNDS, visit_s)
+    manifest = _manifest(space, device, pairs, len(anchors), samples.networks, replace(settings, rounds=PAIR_ROUNDS))
+    pack(manifest, _models(manifest, space, device), device, path, on_progress=on_progress)
+    return manifest
 
 
 def _manifest(
@@ -158,19 +171,18 @@ def _manifest(
     pairs: Sequence[Pair],
     anchors: int,
     networks: Sequence[tuple[Drawn, str]],
-    seed: int,
-    max_pairs: int,
-    rounds: int,
-    visit_s: float,
+    settings: MeasuringSettings,
 ) -> Manifest:
-    protocols = Protocol(rounds, float(visit_s), BATCH_PAIRS), Protocol(NETWORK_ROUNDS, NETWORK_VISIT_S, BATCH_NETWORKS)
+    """Of pairs, the first ones of which are anchors, and of networks with their sources; without the models."""
+    pairs_protocol = Protocol(settings.rounds, float(settings.visit_s), BATCH_PAIRS)
+    protocols = pairs_protocol, Protocol(NETWORK_ROUNDS, NETWORK_VISIT_S, BATCH_NETWORKS)
     named = {f"p{index:05}": pair for index, pair in enumerate(pairs)}
     return Manifest(
         space.name,
         space.fingerprint,
         replace(device, reach="bundle", energy_meter=None),
-        seed,
-        max_pairs,
+        settings.seed,
+        settings.max_pairs,
         dict(zip(KINDS, protocols, strict=True)),
         tuple(named)[:anchors],
         named,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Protocol, cast
 
@@ -183,6 +183,17 @@ class Device:
         """
         if self.elsewhere:
             raise UserError(f"device {self.name} is elsewhere; {what} works on this machine's devices only")
+
+    @property
+    def twin(self) -> Device:
+        """The same runtime with the same settings on this machine, to look at models for one elsewhere; one here is its own.
+
+        Raises:
+            UserError: this machine has no such provider.
+        """
+        if not self.elsewhere:
+            return self
+        return replace(self, reach="here", energy_meter=None, threads=min(self.threads, cores()))
 
     def load_runtime(self) -> Runtime:
         """The module that loads and times models on this device."""

@@ -12,13 +12,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 
 from latency_lut.device import Device
+from latency_lut.lowering import Description
 from latency_lut.models import build_layer
 from latency_lut.network import random_weights
+from latency_lut.remote import WATCH, Watch
 from latency_lut.table import LatencyTable, Pair
+from latency_lut.there import time_pairs_elsewhere
 from latency_lut.timing import Stopwatch, Timing
 from spaces.errors import UserError
 
@@ -28,7 +32,6 @@ ROUNDS = 40
 VISIT_S = 0.001
 PASSES = 3
 SURE = 3.0  # standard errors
-SETTINGS = ("runtime", "provider", "threads", "batch")  # with others it is another device, not one that drifted
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,16 @@ class Drift:
         return told
 
 
-def check(table: LatencyTable, device: Device, *, pairs: int = PAIRS, tolerance: float = TOLERANCE, seed: int = 0) -> Drift:
+def check(
+    table: LatencyTable,
+    device: Device,
+    *,
+    pairs: int = PAIRS,
+    tolerance: float = TOLERANCE,
+    seed: int = 0,
+    folder: Path = Path(),
+    watch: Watch = WATCH,
+) -> Drift:
     """Compare a device with its table: what it is, and what some pairs cost now. Takes seconds.
 
     Args:
@@ -122,11 +134,13 @@ def check(table: LatencyTable, device: Device, *, pairs: int = PAIRS, tolerance:
         pairs: how many to time again; fewer where the table has fewer.
         tolerance: a share by which a cost may differ.
         seed: of the weights and the order of visits.
+        folder: for what goes to a device elsewhere and comes back.
+        watch: told what happens with one.
 
     Raises:
-        UserError: a number is out of range, or the table is of another runtime or of other settings, or has no pairs.
+        UserError: a number is out of range, or the table is of another runtime or of other settings, or has no pairs; a device
+            elsewhere cannot be reached.
     """
-    device.check_here("checking a table")
     if type(pairs) is not int or pairs < 1:
         raise UserError(f"check.pairs is {pairs!r}; allowed are integers from 1")
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 10:
@@ -134,18 +148,24 @@ def check(table: LatencyTable, device: Device, *, pairs: int = PAIRS, tolerance:
     mend = f"run: python -m latency_lut device={device.name}"
     if not table.entries:
         raise UserError(f"the table of {device.name} has no pairs to check; {mend}")
-    now = device.describe()
-    changed = {name: (table.device.get(name), now.get(name)) for name in {**table.device, **now}}
-    changed = {name: (then, is_now) for name, (then, is_now) in changed.items() if then != is_now}
-    for name in SETTINGS:
-        if name in changed:
-            then, is_now = changed[name]
+    for name, is_now in device.settings.items():
+        if table.device.get(name) != is_now:
+            then = table.device.get(name)
             raise UserError(f"the table of {device.name} was measured with {name} {then!r}, not {is_now!r}; {mend}")
     chosen = spread_pairs(table, pairs)
-    passes = [_timed(chosen, device, seed)]
+
+    def timed(pass_: int) -> tuple[list[Timing], Description]:
+        if device.elsewhere:
+            return time_pairs_elsewhere(chosen, table, device, folder, ROUNDS, VISIT_S, seed=seed + pass_, watch=watch)
+        return _timed(chosen, device, seed + pass_), device.describe()
+
+    first, now = timed(0)
+    changed = {name: (table.device.get(name), now.get(name)) for name in {**table.device, **now}}
+    changed = {name: (then, is_now) for name, (then, is_now) in changed.items() if then != is_now}
+    passes = [first]
     drift = _compared(table, chosen, passes, changed, tolerance)
     while len(passes) < PASSES and drift.costs_changed:
-        passes.append(_timed(chosen, device, seed + len(passes)))
+        passes.append(timed(len(passes))[0])
         drift = _compared(table, chosen, passes, changed, tolerance)
     return drift
 

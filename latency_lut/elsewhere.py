@@ -6,40 +6,33 @@ there. What comes back is believed no more than a file of unknown origin: `laten
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from latency_lut.bundle import NothingMissingError, plan_samples, write_bundle, write_planned
+from latency_lut.bundle import NothingMissingError, write_bundle, write_samples
 from latency_lut.device import Device
 from latency_lut.importing import Imported, import_results
 from latency_lut.manifest import Manifest
+from latency_lut.measuring import DEFAULTS, MeasuringSettings
 from latency_lut.profile import ProfileStats, pairs_of
-from latency_lut.remote import WATCH, RemoteRun, Watch
+from latency_lut.remote import WATCH, Watch, carry_out, transport_of
 from latency_lut.table import LatencyTable
 from latency_lut.transfer import Samples
-from latency_lut.transports import Transport
-from spaces.errors import UserError
 from spaces.space import Space
-
-RUNTIME = "onnxruntime"  # what the runner measures
 
 
 def profile_elsewhere(
     space: Space,
     device: Device,
     path: Path,
+    settings: MeasuringSettings = DEFAULTS,
     *,
-    seed: int = 0,
-    max_pairs: int = 2800,
-    networks: int = 40,
-    rounds: int = 12,
-    visit_s: float = 0.0006,
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     watch: Watch = WATCH,
 ) -> tuple[LatencyTable, ProfileStats] | None:
@@ -49,11 +42,7 @@ def profile_elsewhere(
         space: what can be built.
         device: with a transport.
         path: the table's file; created, or continued. Beside it lie meanwhile the bundle, and the results that came so far.
-        seed: decides which pairs and networks are measured.
-        max_pairs: pairs to measure.
-        networks: whole random networks to time.
-        rounds: visits per pair.
-        visit_s: seconds of one visit.
+        settings: what is measured, and how.
         turn: entered for work that needs this machine's processor.
         watch: told what happens; stops it.
 
@@ -63,25 +52,20 @@ def profile_elsewhere(
     Raises:
         UserError: as for `latency_lut.profile.profile`; the device cannot be reached; what came back is refused.
     """
-    mend = f"run: python -m latency_lut bundle device={device.name}, there the bundle, here: python -m latency_lut import FILE"
-    transport = _transport_of(device, mend)
+    transport_of(device)
     begin = time.perf_counter()
     counts, pairs_s = np.zeros(3, int), 0.0
-    for networks_of_bundle in dict.fromkeys((0, networks)):
+    for networks in dict.fromkeys((0, settings.networks)):
         bundle_begin = time.perf_counter()
         write = partial(
             write_bundle,
             space,
             device,
             path,
-            seed=seed,
-            max_pairs=max_pairs,
-            networks=networks_of_bundle,
-            rounds=rounds,
-            visit_s=visit_s,
+            settings=replace(settings, networks=networks),
             on_progress=partial(watch.on_progress, "models of the bundle"),
         )
-        imported = _measure(space, device, transport, path, write, turn, watch)
+        imported = _measure(space, device, path, write, turn, watch)
         if watch.stopped.is_set():
             return None
         if imported is not None:
@@ -91,7 +75,7 @@ def profile_elsewhere(
         watch.say(f"{device.name}: {counts[2]} models did not load there and have no entry in the table")
     with turn():
         table = LatencyTable.load(path)
-        _, reachable = pairs_of(space, np.random.default_rng(seed), max_pairs, description=table.device)
+        _, reachable = pairs_of(space, np.random.default_rng(settings.seed), settings.max_pairs, description=table.device)
     rate = 60 * counts[0] / pairs_s if counts[0] else 0.0
     seconds = time.perf_counter() - begin
     return table, ProfileStats(len(table.entries), reachable, int(counts[0]), int(counts[1]), seconds, rate)
@@ -103,10 +87,8 @@ def take_there(
     path: Path,
     samples: Samples,
     table: LatencyTable,
+    settings: MeasuringSettings = DEFAULTS,
     *,
-    seed: int,
-    max_pairs: int,
-    visit_s: float,
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     watch: Watch = WATCH,
 ) -> LatencyTable | None:
@@ -114,13 +96,11 @@ def take_there(
 
     Args:
         space: what can be built.
-        device: with a transport.
+        device: with a transport, unless there is nothing to measure.
         path: the table's file, which is written; beside it lie meanwhile the bundle, and the results that came so far.
         samples: what to measure.
         table: what the file holds, or an empty table.
-        seed: as in `latency_lut.transfer.transfer`, like `max_pairs` and `visit_s`.
-        max_pairs: see `seed`.
-        visit_s: see `seed`.
+        settings: how it is measured, and which pairs the samples can be of.
         turn: entered for work that needs this machine's processor.
         watch: told what happens; stops it.
 
@@ -132,16 +112,13 @@ def take_there(
     """
     if not samples.pairs and not samples.networks:
         return table
-    transport = _transport_of(
-        device, f"without one its whole table is measured: python -m latency_lut bundle device={device.name}"
-    )
+    transport_of(device)
 
     def write(bundle: Path) -> Manifest:
-        manifest = plan_samples(space, device, table, samples, seed, max_pairs, visit_s)
-        write_planned(manifest, space, device, bundle, partial(watch.on_progress, "models of the bundle"))
-        return manifest
+        report = partial(watch.on_progress, "models of the bundle")
+        return write_samples(space, device, table, samples, bundle, settings, on_progress=report)
 
-    imported = _measure(space, device, transport, path, write, turn, watch)
+    imported = _measure(space, device, path, write, turn, watch)
     if imported is None:
         return None
     if imported.failed:
@@ -149,23 +126,9 @@ def take_there(
     return imported.table
 
 
-def _transport_of(device: Device, mend: str) -> Transport:
-    """The way to a device that is measured through one.
-
-    Raises:
-        UserError: it has none, or another runtime than the runner measures.
-    """
-    if device.transport is None:
-        raise UserError(f"device {device.name} is elsewhere and has no transport; {mend}")
-    if device.runtime != RUNTIME:
-        raise UserError(f"device {device.name}: runtime is {device.runtime!r}; allowed by a transport is {RUNTIME}")
-    return device.transport
-
-
 def _measure(
     space: Space,
     device: Device,
-    transport: Transport,
     path: Path,
     write: Callable[[Path], Manifest],
     turn: Callable[[], AbstractContextManager[None]],
@@ -179,31 +142,12 @@ def _measure(
             manifest = write(bundle)
         except NothingMissingError:
             return None
-    digest = hashlib.sha256(bundle.read_bytes()).hexdigest()[:8]
-    results = path.with_name(f"{device.name}-{digest}-results.jsonl")  # another bundle has others, and disturbs none
-    run = RemoteRun(device.name, transport, bundle, results, len(manifest.models), watch)
-    try:
-        run.run()
-    except UserError:
-        if not results.stat().st_size:  # nothing to go on from
-            _remove(results, bundle)
-        raise
-    if watch.stopped.is_set():
-        return None
-    watch.on_progress("waits for this machine", len(manifest.models), len(manifest.models))
-    try:
+
+    def believe(results: Path) -> Imported:
+        watch.on_progress("waits for this machine", len(manifest.models), len(manifest.models))
         with turn():
             imported = import_results(space, results, path.parent, bundles=(bundle,))
             imported.save()
-    except UserError as error:
-        kept = results.replace(path.with_name(f"{device.name}-refused.jsonl"))
-        run.clean_up()
-        raise UserError(f"{error}; they are kept as {kept}, the same command measures anew") from error
-    run.clean_up()
-    _remove(results, bundle)
-    return imported
+        return imported
 
-
-def _remove(*files: Path) -> None:
-    for file in files:
-        file.unlink(missing_ok=True)
+    return carry_out(device, bundle, len(manifest.models), watch, believe)

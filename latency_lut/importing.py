@@ -21,7 +21,7 @@ from latency_lut.manifest import Manifest
 from latency_lut.profile import pairs_of
 from latency_lut.results import Results, bundle_of, read_results
 from latency_lut.runner import LARGEST_MANIFEST, MANIFEST, RESULTS
-from latency_lut.table import LatencyTable, NetworkTiming
+from latency_lut.table import LatencyTable, NetworkTiming, changes
 from latency_lut.timing import Speed, Timing
 from spaces.errors import UserError
 from spaces.space import Space
@@ -178,10 +178,9 @@ def _table_for(space: Space, device: Device, path: Path, results: Results) -> La
     table = LatencyTable.load(path)
     table.check(space, device)
     if table.device_fingerprint != fingerprint:
-        now = results.device
-        differs = [f"{key} {table.device.get(key)!r} -> {now[key]!r}" for key in now if table.device.get(key) != now[key]]
         mend = "use another folder, or another name for the device"
-        raise UserError(f"the table {path} is of another device than the results ({', '.join(differs)}); {mend}")
+        differs = changes(table.device, results.device)
+        raise UserError(f"the table {path} is of another device than the results ({differs}); {mend}")
     return table
 
 

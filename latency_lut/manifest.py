@@ -14,7 +14,7 @@ from typing import Any
 
 from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS
-from latency_lut.runner import FORMAT, SCHEMA_VERSION, UNIT
+from latency_lut.runner import FORMAT, LINE_VALUES, SCHEMA_VERSION, UNIT
 from latency_lut.session import Drawn
 from latency_lut.table import SOURCES, Pair
 from spaces.choice import Architecture
@@ -36,6 +36,21 @@ class Stored:
     def fits(self, content: bytes) -> bool:
         """Whether this is the content of the file."""
         return len(content) == self.size_bytes and hashlib.sha256(content).hexdigest() == self.sha256
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a model is run on besides: `samples` of the file `file` of the bundle, one after the other in little-endian single
+    precision; its output for each has so many `values`."""
+
+    file: str
+    samples: int
+    values: int
+
+    @property
+    def rows(self) -> int:
+        """Samples whose outputs are in one line of the results."""
+        return max(1, LINE_VALUES // self.values)
 
 
 @dataclass(frozen=True)
@@ -62,6 +77,7 @@ class Manifest:
         pairs: by the name of their model.
         networks: with their source, likewise.
         models: the files of the models, likewise.
+        outputs: what models are run on besides, likewise.
         files: the other files, by their path in the bundle; without the manifest itself.
     """
 
@@ -75,6 +91,7 @@ class Manifest:
     pairs: dict[str, Pair] = field(default_factory=dict)
     networks: dict[str, tuple[Drawn, str]] = field(default_factory=dict)
     models: dict[str, Stored] = field(default_factory=dict)
+    outputs: dict[str, Asked] = field(default_factory=dict)
     files: dict[str, Stored] = field(default_factory=dict)
 
     @property
@@ -90,6 +107,10 @@ class Manifest:
         for name, ((architecture, lowerings), source) in self.networks.items():
             what = {"architecture": architecture.to_json(), "lowerings": list(lowerings), "source": source}
             models.append({"id": name, "kind": "network", **what})
+        for model in models:
+            model |= asdict(self.models[str(model["id"])])
+            if model["id"] in self.outputs:
+                model["outputs"] = asdict(self.outputs[str(model["id"])])
         values = {
             "format": FORMAT,
             "schema_version": SCHEMA_VERSION,
@@ -101,7 +122,7 @@ class Manifest:
             "protocol": {kind: asdict(protocol) for kind, protocol in self.protocol.items()},
             "anchors": list(self.anchors),
             "files": {path: asdict(stored) for path, stored in self.files.items()},
-            "models": [{**model, **asdict(self.models[str(model["id"])])} for model in models],
+            "models": models,
         }
         return json.dumps(values, indent=1) + "\n"
 
@@ -198,6 +219,7 @@ def _read(values: dict[str, Any]) -> Manifest:
     anchors = tuple(values["anchors"])
     if not anchors or len(set(anchors)) < len(anchors) or not set(anchors) <= set(pairs):
         raise ValueError("anchors have to be pairs of the bundle, each once")
+    stored = {text({"path": path}, "path"): _stored(file) for path, file in values["files"].items()}
     return Manifest(
         text(values["space"], "name"),
         text(values["space"], "fingerprint"),
@@ -209,7 +231,8 @@ def _read(values: dict[str, Any]) -> Manifest:
         pairs,
         networks,
         files,
-        {text({"path": path}, "path"): _stored(stored) for path, stored in values["files"].items()},
+        {model["id"]: _asked(model["outputs"], stored) for model in models if "outputs" in model},
+        stored,
     )
 
 
@@ -222,6 +245,13 @@ def _protocol(values: Mapping[str, Any]) -> Protocol:
 
 def _stored(values: Mapping[str, Any]) -> Stored:
     return Stored(integer(values, "size_bytes", 0, LARGEST_MODEL), sha256_of(values))
+
+
+def _asked(values: Mapping[str, Any], files: Mapping[str, Stored]) -> Asked:
+    asked = Asked(text(values, "file"), integer(values, "samples", 1, 2**31), integer(values, "values", 1, LINE_VALUES))
+    if asked.file not in files:
+        raise ValueError(f"file {asked.file[:40]!r} is not in the bundle")
+    return asked
 
 
 def _model_name(values: Mapping[str, Any]) -> str:

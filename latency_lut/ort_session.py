@@ -39,6 +39,15 @@ class Session:
             self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(data))
         self._binding.bind_output(self._session.get_outputs()[0].name)
 
+    @property
+    def input_shape(self) -> tuple[int, ...]:
+        """Shape of the first input, the batch in front."""
+        return tuple(self._session.get_inputs()[0].shape)
+
+    def answer(self, batch: np.ndarray) -> np.ndarray:
+        """The first output for a batch of the first input."""
+        return self.run({self._session.get_inputs()[0].name: batch})
+
     def run(self, feeds: Mapping[str, np.ndarray]) -> np.ndarray:
         """The first output for the given inputs, by name."""
         return np.asarray(self._session.run(None, dict(feeds))[0])

@@ -18,7 +18,8 @@ import numpy as np
 
 from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS, Description, applicable
-from latency_lut.refine import Refinement, Visits, refine
+from latency_lut.measuring import DEFAULTS, MeasuringSettings
+from latency_lut.refine import Refinement, refine
 from latency_lut.session import Drawn, Session
 from latency_lut.table import LatencyTable, Pair, pair_key
 from spaces.choice import Architecture
@@ -119,12 +120,8 @@ def profile(
     space: Space,
     device: Device,
     path: Path | str,
+    settings: MeasuringSettings = DEFAULTS,
     *,
-    seed: int = 0,
-    max_pairs: int = 2800,
-    networks: int = 40,
-    rounds: int = 12,
-    visit_s: float = 0.0006,
     refinement: Refinement | None = None,
     on_progress: Progress | None = None,
 ) -> tuple[LatencyTable, ProfileStats]:
@@ -134,18 +131,14 @@ def profile(
         space: what can be built.
         device: where.
         path: the table's file; created, or continued.
-        seed: decides which pairs and networks are measured.
-        max_pairs: pairs to measure.
-        networks: whole random networks to time.
-        rounds: visits per pair.
-        visit_s: seconds of one visit.
+        settings: what is measured, and how.
         refinement: how to go on after a spread sample of `SPREAD_PAIRS` pairs; `None`: measure `max_pairs` pairs and be done.
         on_progress: called with what is measured (`pairs`, `networks`), how many are done, and of how many.
 
     Raises:
-        UserError: a number is out of range; the file is damaged, of another space or device, or cannot be written.
+        UserError: too few networks for a refinement; the file is damaged, of another space or device, or cannot be written.
     """
-    check_numbers(seed, max_pairs, networks, rounds, visit_s)
+    seed, networks = settings.seed, settings.networks
     if networks < LEAST_NETWORKS and refinement is not None:
         raise UserError(f"networks is {networks}; a target_error or budget_s needs at least {LEAST_NETWORKS}")
     begin = time.perf_counter()
@@ -158,7 +151,7 @@ def profile(
     if not path.exists():
         table.save(path)  # a folder that cannot be written is told before anything is measured
     rng = np.random.default_rng(seed)
-    wanted, reachable = pairs_of(space, rng, max_pairs, description=table.device)
+    wanted, reachable = pairs_of(space, rng, settings.max_pairs, description=table.device)
     session = Session(table, device, wanted, seed)
     spread = wanted if refinement is None else wanted[:SPREAD_PAIRS]
 
@@ -166,7 +159,7 @@ def profile(
     measure_begin = time.perf_counter()
     for first in range(0, len(missing), BATCH_PAIRS):
         batch = missing[first : first + BATCH_PAIRS]
-        session.time_pairs(batch, rounds, visit_s)
+        session.time_pairs(batch, settings.rounds, settings.visit_s)
         table.save(path)
         report("pairs", len(table.entries), len(table.entries) + len(missing) - first - len(batch))
     measure_s = time.perf_counter() - measure_begin
@@ -183,8 +176,7 @@ def profile(
     if drawn:
         report("networks", networks, networks)
     if refinement is not None:
-        visits = Visits(rounds, visit_s, max_pairs)
-        refine(session, space, path, refinement, visits, time.perf_counter() - begin, report)
+        refine(session, space, path, refinement, settings, time.perf_counter() - begin, report)
     if (known_pairs, known_networks) != (len(table.entries), len(table.networks)):
         session.settle()
         table.save(path)
@@ -214,20 +206,6 @@ def graded_networks(space: Space, rng: np.random.Generator, count: int = GRADED_
             values |= {choice.name: choice.options[-1] for choice in space.choices if choice.kind == "sparsity"}
         networks.append(space.architecture(values))
     return list(dict.fromkeys(networks))
-
-
-def check_numbers(seed: int, max_pairs: int, networks: int, rounds: int, visit_s: float) -> None:
-    """Make sure that the arguments of `profile` with these names are possible.
-
-    Raises:
-        UserError: one is out of range.
-    """
-    least = {"seed": (seed, 0), "max_pairs": (max_pairs, 1), "networks": (networks, 0), "rounds": (rounds, 3)}
-    for name, (value, smallest) in least.items():
-        if type(value) is not int or value < smallest:
-            raise UserError(f"{name} is {value!r}; allowed are integers from {smallest}")
-    if not isinstance(visit_s, (int, float)) or not 0 < visit_s < 60:
-        raise UserError(f"visit_s is {visit_s!r}; allowed are seconds above 0 and below 60")
 
 
 def draw_networks(space: Space, table: LatencyTable, seed: int, count: int) -> list[Drawn]:

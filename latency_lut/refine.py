@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.session import Drawn, Session
 from latency_lut.table import CurvePoint, LatencyTable, Pair
 from spaces.errors import UserError
@@ -66,21 +67,12 @@ class Refinement:
             raise UserError("target_error and budget_s are both null; give one of them")
 
 
-@dataclass(frozen=True)
-class Visits:
-    """How pairs are timed: `rounds` visits of `visit_s` seconds, of `max_pairs` pairs at most."""
-
-    rounds: int
-    visit_s: float
-    max_pairs: int
-
-
 def refine(
     session: Session,
     space: Space,
     path: Path,
     refinement: Refinement,
-    visits: Visits,
+    settings: MeasuringSettings,
     spent_s: float,
     report: Callable[[str, int, int], None],
 ) -> None:
@@ -91,7 +83,7 @@ def refine(
         space: the table's.
         path: the table's file.
         refinement: when to stop.
-        visits: how pairs are timed.
+        settings: how pairs are timed, and how many at most.
         spent_s: seconds that this call of `profile` has taken already.
         report: told the pairs that are there, of those that may be.
     """
@@ -106,16 +98,16 @@ def refine(
         if not table.curve or (point.pairs, point.networks) != (table.curve[-1].pairs, table.curve[-1].networks):
             table.curve.append(point)
             table.save(path)
-        pairs = wished.pairs[: min(STEP_PAIRS, max(0, visits.max_pairs - len(table.entries)))]
+        pairs = wished.pairs[: min(STEP_PAIRS, max(0, settings.max_pairs - len(table.entries)))]
         networks = wished.networks[:STEP_NETWORKS] if len(table.networks) < MOST_NETWORKS else ()
         reached = refinement.target_error is not None and wished.error <= refinement.target_error
         late = refinement.budget_s is not None and seconds + step_s > refinement.budget_s
         if reached or late or not (pairs or networks):
             return
         if pairs:
-            session.time_pairs(pairs, visits.rounds, visits.visit_s)
+            session.time_pairs(pairs, settings.rounds, settings.visit_s)
         if networks:
             session.time_networks(space, networks, "chosen")
         table.save(path)
         step_s = time.perf_counter() - step_begin
-        report("pairs", len(table.entries), visits.max_pairs)
+        report("pairs", len(table.entries), settings.max_pairs)

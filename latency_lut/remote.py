@@ -14,11 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event
+from typing import TypeVar
 
+from latency_lut.device import Device
 from latency_lut.transports import LinkError, RemoteError, Transport
 from latency_lut.transports.client import printable
 from spaces.errors import UserError
 
+RUNTIME = "onnxruntime"  # what the runner measures
 ATTEMPTS = 8  # in a row that bring nothing new; with their pauses more than two minutes
 LONGEST_PAUSE_S = 30.0
 LARGEST_RESULTS = 2**28  # bytes; a device that sends more sends something else
@@ -30,6 +33,9 @@ STATE = (
     "print(os.path.getsize(path) if there else -1, hashlib.sha256(open(path,'rb').read(size) if there else b'').hexdigest())"
 )
 REMOVE = "import shutil,sys; shutil.rmtree(sys.argv[1])"
+
+
+Taken = TypeVar("Taken")
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,66 @@ class Watch:
 
 
 WATCH = Watch()  # nobody
+
+
+def transport_of(device: Device) -> Transport:
+    """The way to a device elsewhere on which a bundle can be run.
+
+    Raises:
+        UserError: there is none, or its runtime has no runner.
+    """
+    if device.transport is None:
+        mend = (
+            f"run: python -m latency_lut bundle device={device.name}, there the bundle, here: python -m latency_lut import FILE"
+        )
+        raise UserError(f"device {device.name} is elsewhere and has no transport; {mend}")
+    if device.runtime != RUNTIME:
+        raise UserError(f"device {device.name}: runtime is {device.runtime!r}; allowed by a transport is {RUNTIME}")
+    return device.transport
+
+
+def carry_out(device: Device, bundle: Path, models: int, watch: Watch, believe: Callable[[Path], Taken]) -> Taken | None:
+    """Run a bundle on its device and take in what comes back. In the end bundle and results are removed, there and here; when
+    it breaks off they stay, and the same bundle goes on from them.
+
+    Args:
+        device: with a transport.
+        bundle: the zip file; the results lie beside it meanwhile.
+        models: how many the bundle has.
+        watch: told what happens; stops it.
+        believe: makes something of the file of the results, or raises `UserError` to refuse it.
+
+    Returns:
+        What `believe` made; `None` when it was stopped.
+
+    Raises:
+        UserError: as for `RemoteRun.run`, or what came back is refused, and is kept beside the bundle.
+    """
+    digest = hashlib.sha256(bundle.read_bytes()).hexdigest()[:8]
+    results = bundle.with_name(f"{device.name}-{digest}-results.jsonl")  # another bundle has others, and disturbs none
+    run = RemoteRun(device.name, transport_of(device), bundle, results, models, watch)
+    try:
+        run.run()
+    except UserError:
+        if not results.stat().st_size:  # nothing to go on from
+            _remove(results, bundle)
+        raise
+    if watch.stopped.is_set():
+        return None
+    try:
+        taken = believe(results)
+    except UserError as error:
+        kept = results.replace(bundle.with_name(f"{device.name}-refused.jsonl"))
+        run.clean_up()
+        raise UserError(f"{error}; they are kept as {kept}, the same command measures anew") from error
+    run.clean_up()
+    _remove(results, bundle)
+    return taken
+
+
+def _remove(*files: Path) -> None:
+    for file in files:
+        file.unlink(missing_ok=True)
 
 
 class RemoteRun:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -22,6 +23,7 @@ FIELDS = {
     "head": {"kind", "schema_version", "bundle", "unit", "device", "fingerprint"},
     "visits": {"kind", "batch", "id", "us", "position"},
     "failed": {"kind", "id", "reason"},
+    "outputs": {"kind", "id", "first", "values"},
     "end": {"kind", "complete", "measured", "failed", "fingerprint", "sha256"},
 }
 
@@ -43,11 +45,19 @@ class Batch:
 
 @dataclass(frozen=True)
 class Results:
-    """What a runner measured: `device`, as it describes itself, the batches, and why models did not load, by their name."""
+    """What a runner measured.
+
+    Args:
+        device: as it describes itself.
+        batches: what was visited in turn.
+        failed: why models did not load, by their name.
+        outputs: what models answered, `(samples, values)`, likewise; as it came, so it may not be finite.
+    """
 
     device: dict[str, str | int]
     batches: list[Batch]
     failed: dict[str, str]
+    outputs: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 def bundle_of(stream: BinaryIO) -> str:
@@ -111,6 +121,7 @@ class _Reader:
         self._batches: list[dict[str, tuple[list[float], list[int]]]] = []
         self._measured: set[str] = set()
         self._failed: dict[str, str] = {}
+        self._outputs: dict[str, dict[int, np.ndarray]] = {}
         self.ended = False
 
     def take(self, line: bytes) -> None:
@@ -120,7 +131,8 @@ class _Reader:
             raise ValueError(f"a line of kind {str(kind)[:40]!r} with fields {str(sorted(values))[:80]}")
         if (kind == "head") == bool(self._device):
             raise ValueError("the head has to stand first, and once")
-        {"head": self._head, "visits": self._visits, "failed": self._fail, "end": self._end}[kind](values)
+        takers = {"head": self._head, "visits": self._visits, "failed": self._fail, "outputs": self._answer, "end": self._end}
+        takers[kind](values)
         self._sum.update(line)
 
     def _head(self, values: Mapping[str, Any]) -> None:
@@ -169,6 +181,21 @@ class _Reader:
             raise ValueError(f"{name} failed, though it has to be measured")
         self._failed[name] = text(values, "reason", 1000)
 
+    def _answer(self, values: Mapping[str, Any]) -> None:
+        name = self._known(values)
+        asked = self._manifest.outputs.get(name)
+        if asked is None or name not in self._measured:
+            raise ValueError(f"outputs of {name}, which was not asked for them, or before its visits")
+        first = integer(values, "first", 0, asked.samples - 1)
+        parts = self._outputs.setdefault(name, {})
+        if first in parts or first % asked.rows:
+            raise ValueError(f"outputs of {name} from sample {first} on are there twice, or begin in the middle of a line")
+        content = base64.b64decode(text(values, "values", LARGEST_LINE), validate=True)
+        count = min(asked.rows, asked.samples - first) * asked.values
+        if len(content) != 4 * count:
+            raise ValueError(f"outputs of {name} have {len(content)} bytes; {4 * count} were asked for")
+        parts[first] = np.frombuffer(content, "<f4").reshape(-1, asked.values)
+
     def _known(self, values: Mapping[str, Any]) -> str:
         name = text(values, "id", 20)
         if name not in self._manifest.models:
@@ -194,7 +221,18 @@ class _Reader:
         batches = [self._batch(rows) for rows in self._batches if rows.keys() >= set(self._manifest.anchors)]
         if not batches:
             raise ValueError("nothing was measured")
-        return Results(self._device, batches, self._failed)
+        return Results(self._device, batches, self._failed, self._all_outputs())
+
+    def _all_outputs(self) -> dict[str, np.ndarray]:
+        whole = {}
+        for name, asked in self._manifest.outputs.items():
+            if name in self._failed:
+                continue
+            parts = self._outputs.get(name, {})
+            if sum(len(part) for part in parts.values()) != asked.samples:
+                raise ValueError(f"outputs of {name} are missing; run the runner again, it goes on")
+            whole[name] = np.concatenate([parts[first] for first in sorted(parts)])
+        return whole
 
     def _batch(self, rows: dict[str, tuple[list[float], list[int]]]) -> Batch:
         """A batch as arrays; one whose anchors are not all there was cut off and has nothing else."""

@@ -12,14 +12,17 @@ numbers are what the clock said, and `python -m latency_lut import` makes a tabl
     {"kind": "head", ...}                   what is measured where: the bundle, the device, its fingerprint
     {"kind": "visits", "batch", "id", ...}  one model: microseconds per run in each visit, and its position in the round
     {"kind": "failed", "id", "reason"}      a model that this onnxruntime does not take
+    {"kind": "outputs", "id", "first", ...} what a model answers for samples of the bundle from one on: floats, in base64
     {"kind": "end", "complete": true, ...}  all is there; the sum of the bytes before
 
-In every batch the anchors, the models that tie batches to one speed of the machine, come first.
+In every batch the anchors, the models that tie batches to one speed of the machine, come first. While models are visited, the
+lock of the machine is held, as by everything here that measures: one at a time.
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
 import hashlib
 import json
@@ -31,10 +34,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnxruntime as ort
 
+from latency_lut.alone import alone_on_this_machine
 from latency_lut.machine import cores, describe_machine, fingerprint_of
 from latency_lut.ort_session import Session
+from latency_lut.outputs import outputs_of
+from latency_lut.results_file import Results, RunnerError, follow
 from latency_lut.visits import interleaved
 
 SCHEMA_VERSION = 1
@@ -42,14 +49,8 @@ FORMAT = "netwright-bundle"
 UNIT = "us"
 MANIFEST, RESULTS = "manifest.json", "results.jsonl"
 LARGEST_MANIFEST = 2**27
-FOLLOW_S = 0.5
+LINE_VALUES = 8192  # of outputs in a line
 USER_STATUS, INTERRUPTED_STATUS = 2, 130
-
-Line = dict[str, Any]
-
-
-class RunnerError(Exception):
-    """What whoever runs this can mend, in one line."""
 
 
 class Bundle:
@@ -64,14 +65,17 @@ class Bundle:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._zip = None if path.is_dir() else _open_zip(path)
+        try:
+            self._zip = None if path.is_dir() else zipfile.ZipFile(path)
+        except (OSError, zipfile.BadZipFile) as error:
+            raise RunnerError(f"cannot read {path} ({error}); name a bundle: its zip file or its folder") from error
         content = self._read(MANIFEST, LARGEST_MANIFEST)
         self.fingerprint = hashlib.sha256(content).hexdigest()
         try:
             self.manifest = json.loads(content)
             version = self.manifest["schema_version"] if self.manifest["format"] == FORMAT else None
             self.device, self.anchors = self.manifest["device"], self.manifest["anchors"]
-            self.protocol, self.seed = self.manifest["protocol"], self.manifest["seed"]
+            self.protocol, self.seed, self.files = (self.manifest[name] for name in ("protocol", "seed", "files"))
             self.models = {model["id"]: model for model in self.manifest["models"]}
         except (ValueError, KeyError, TypeError) as error:
             raise RunnerError(
@@ -86,9 +90,18 @@ class Bundle:
         Raises:
             RunnerError: it is missing, or not the one that the manifest lists.
         """
-        content = self._read(f"models/{name}.onnx", self.models[name]["size_bytes"])
-        if hashlib.sha256(content).hexdigest() != self.models[name]["sha256"]:
-            raise RunnerError(f"{self.path}: models/{name}.onnx has another checksum than its manifest; copy the bundle again")
+        return self._checked(f"models/{name}.onnx", self.models[name])
+
+    def samples(self, name: str) -> np.ndarray:
+        """What a model is to answer, `(samples, values)`; likewise."""
+        asked = self.models[name]["outputs"]
+        content = self._checked(asked["file"], self.files[asked["file"]])
+        return np.frombuffer(content, "<f4").reshape(asked["samples"], -1)
+
+    def _checked(self, name: str, stored: Mapping[str, Any]) -> bytes:
+        content = self._read(name, stored["size_bytes"])
+        if hashlib.sha256(content).hexdigest() != stored["sha256"]:
+            raise RunnerError(f"{self.path}: {name} has another checksum than its manifest; copy the bundle again")
         return content
 
     def _read(self, name: str, most_bytes: int) -> bytes:
@@ -97,13 +110,6 @@ class Bundle:
                 return file.read(most_bytes)
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise RunnerError(f"{self.path}: cannot read {name} ({error}); copy the bundle again") from error
-
-
-def _open_zip(path: Path) -> zipfile.ZipFile:
-    try:
-        return zipfile.ZipFile(path)
-    except (OSError, zipfile.BadZipFile) as error:
-        raise RunnerError(f"cannot read {path} ({error}); name a bundle: its zip file or its folder") from error
 
 
 def describe(device: Mapping[str, Any]) -> dict[str, Any]:
@@ -121,142 +127,6 @@ def describe(device: Mapping[str, Any]) -> dict[str, Any]:
         raise RunnerError(f"the bundle is for {device['threads']} threads; this machine has {cores()} cores")
     settings = {name: device[name] for name in ("runtime", "provider", "threads", "batch")}
     return {**describe_machine(), **settings, "runtime_version": str(ort.__version__)}
-
-
-class Results:
-    """The file of results: read once, then only appended to.
-
-    Args:
-        path: of the file; made when it is not there.
-        head: its first line.
-
-    Raises:
-        RunnerError: it cannot be written, is being written by another process, or holds results of something else.
-    """
-
-    def __init__(self, path: Path, head: Line) -> None:
-        self.path, self._streams = path, False
-        self.unread = False  # nobody reads stdout any more
-        try:
-            self._file = path.open("a+b")
-            _lock(self._file.fileno(), path)
-            self._file.seek(0)
-            content = self._file.read()
-            content = content[: content.rfind(b"\n") + 1]  # without a line that was being written when the machine stopped
-            self._file.truncate(len(content))
-        except OSError as error:
-            raise RunnerError(f"cannot write {path}: {error.strerror or error}; name another file") from error
-        self._sum = hashlib.sha256()
-        self.done: set[str] = set()
-        self.failed = 0
-        self.batches, self.complete = 0, False
-        for index, line in enumerate(content.splitlines(keepends=True)):
-            self._sum.update(line)
-            self._know(line, head if index == 0 else None)
-        if not content:
-            self.append(head)
-
-    def _know(self, line: bytes, head: Line | None) -> None:
-        """Take in a line of the file; the first has to be `head`."""
-        mend = "delete it or name another file"
-        try:
-            known = json.loads(line)
-            kind = known["kind"]
-            if kind == "visits":
-                self.batches = max(self.batches, known["batch"] + 1)
-            if kind in ("visits", "failed"):
-                self.done.add(known["id"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise RunnerError(f"{self.path} is damaged; {mend}") from error
-        if head is not None and known != head:
-            differs = [name for name in ("bundle", "device") if known.get(name) != head[name]]
-            raise RunnerError(f"{self.path} holds results of another {' and '.join(differs) or 'version'}; {mend}")
-        self.failed += kind == "failed"
-        self.complete = kind == "end"
-
-    def append(self, line: Line) -> None:
-        """Write a line."""
-        content = json.dumps(line, separators=(",", ":")).encode() + b"\n"
-        self._sum.update(content)
-        self._file.write(content)
-        self._file.flush()
-        if line["kind"] in ("visits", "failed"):
-            self.done.add(line["id"])
-        self.failed += line["kind"] == "failed"
-        if self._streams:
-            try:
-                sys.stdout.buffer.write(content)
-                sys.stdout.buffer.flush()
-            except BrokenPipeError:  # told when the batch is in the file
-                self._streams, self.unread = False, True
-
-    def append_end(self, fingerprint: str) -> None:
-        """Write the last line."""
-        counts = {"measured": len(self.done) - self.failed, "failed": self.failed}
-        self.append({"kind": "end", "complete": True, **counts, "fingerprint": fingerprint, "sha256": self._sum.hexdigest()})
-        os.fsync(self._file.fileno())
-        self.complete = True
-
-    def close(self) -> None:
-        """Close the file, and let others write it."""
-        self._file.close()
-
-    def stream_from(self, offset: int) -> None:
-        """Write what the file holds from a byte on to stdout, and from now on every line that is appended.
-
-        Raises:
-            RunnerError: the file is shorter.
-        """
-        size = self._file.seek(0, os.SEEK_END)
-        if offset > size:
-            raise RunnerError(
-                f"{self.path} has {size} bytes, fewer than the {offset} that are known; begin anew with --stream 0"
-            )
-        self._file.seek(offset)
-        sys.stdout.buffer.write(self._file.read())
-        sys.stdout.buffer.flush()
-        self._streams = True
-
-
-def follow(path: Path, offset: int) -> int:
-    """Stream what another runner still writes to a file: one that a broken connection left behind.
-
-    Returns:
-        The byte behind what was streamed.
-    """
-    while _locked(path):
-        with path.open("rb") as file:
-            file.seek(offset)
-            content = file.read()
-        content = content[: content.rfind(b"\n") + 1]
-        sys.stdout.buffer.write(content)
-        sys.stdout.buffer.flush()
-        offset += len(content)
-        time.sleep(FOLLOW_S)
-    return offset
-
-
-def _locked(path: Path) -> bool:
-    try:
-        with path.open("rb") as file:
-            _lock(file.fileno(), path)
-    except FileNotFoundError:
-        return False
-    except RunnerError:
-        return True
-    return False
-
-
-def _lock(descriptor: int, path: Path) -> None:
-    """Let no other process write the file; where the system has no such locks, nothing happens."""
-    try:
-        import fcntl
-    except ImportError:
-        return
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise RunnerError(f"{path} is being written by another process; wait for it or end it") from error
 
 
 class Progress:
@@ -283,8 +153,8 @@ class Progress:
             print(file=sys.stderr)
 
 
-def measure(bundle: Bundle, results: Results, description: Mapping[str, Any]) -> None:
-    """Measure what is missing in the results.
+def measure(bundle: Bundle, results: Results) -> None:
+    """Time the models that are missing in the results.
 
     Raises:
         RunnerError: a model is damaged, or an anchor does not load.
@@ -296,7 +166,7 @@ def measure(bundle: Bundle, results: Results, description: Mapping[str, Any]) ->
             anchors[name] = _load(bundle, name)
         except ModelError as error:
             raise RunnerError(f"onnxruntime {ort.__version__} does not take {error}; install a newer one") from error
-    for kind, names in _batches(bundle, results.done):
+    for kind, names in _batches(bundle, results.measured | results.failed):
         sessions = dict(anchors)
         for name in names:
             try:
@@ -304,17 +174,40 @@ def measure(bundle: Bundle, results: Results, description: Mapping[str, Any]) ->
             except ModelError as error:
                 results.append({"kind": "failed", "id": name, "reason": str(error)})
         protocol = bundle.protocol[kind]
-        times_us, orders = interleaved(list(sessions.values()), protocol["rounds"], protocol["visit_s"], bundle.seed)
-        positions = orders.argsort(axis=1).T
+        with alone_on_this_machine():
+            times_us, orders = interleaved(list(sessions.values()), protocol["rounds"], protocol["visit_s"], bundle.seed)
+        positions, batch = orders.argsort(axis=1).T, results.batches
         for name, us, position in zip(sessions, times_us, positions):  # noqa: B905 (strict= came with Python 3.10)
             visits = {"us": [round(float(value), 4) for value in us], "position": position.tolist()}
-            results.append({"kind": "visits", "batch": results.batches, "id": name, **visits})
-        results.batches += 1
+            results.append({"kind": "visits", "batch": batch, "id": name, **visits})
         if results.unread:
             raise BrokenPipeError
-        progress.tell(len(results.done), f"{results.failed} failed" if results.failed else kind + "s")
-    results.append_end(fingerprint_of(description))
+        done = len(results.measured) + len(results.failed)
+        progress.tell(done, f"{len(results.failed)} failed" if results.failed else kind + "s")
     progress.end()
+
+
+def answer(bundle: Bundle, results: Results) -> None:
+    """Run the models that are asked for their outputs on samples of the bundle, as far as that is missing in the results.
+
+    Raises:
+        RunnerError: a file is damaged.
+    """
+    for name, model in bundle.models.items():
+        if "outputs" not in model or name in results.failed:
+            continue
+        rows = max(1, LINE_VALUES // model["outputs"]["values"])
+        missing = [n for n in range(0, model["outputs"]["samples"], rows) if (name, n) not in results.answered]
+        if not missing:
+            continue
+        session, samples = _load(bundle, name), bundle.samples(name)
+        batch, *shape = session.input_shape
+        for first in missing:
+            values = outputs_of(session.answer, samples[first : first + rows].reshape(-1, *shape), batch)
+            text = base64.b64encode(values.astype("<f4").tobytes()).decode()
+            results.append({"kind": "outputs", "id": name, "first": first, "values": text})
+        if results.unread:
+            raise BrokenPipeError
 
 
 class ModelError(Exception):
@@ -360,7 +253,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if offset is not None:
                 results.stream_from(offset)
             if not results.complete:
-                measure(bundle, results, description)
+                measure(bundle, results)
+                answer(bundle, results)
+                results.append_end(fingerprint_of(description))
     except RunnerError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return USER_STATUS

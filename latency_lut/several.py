@@ -36,7 +36,7 @@ def each(devices: Sequence[Device], do: Callable[[Device, Event], None]) -> dict
     """Do something with every device. One that fails does not stop the others.
 
     Args:
-        devices: those that are reached in the same way are taken one after the other, in the order given.
+        devices: those of one machine are taken one after the other, in the order given, whatever they are called.
         do: gets a device, and an event that is set when it should stop.
 
     Returns:
@@ -44,7 +44,7 @@ def each(devices: Sequence[Device], do: Callable[[Device, Event], None]) -> dict
     """
     places: dict[str, list[Device]] = {HERE: []}
     for device in devices:
-        places.setdefault(HERE if device.transport is None else device.transport.name, []).append(device)
+        places.setdefault(HERE if device.transport is None else device.transport.place, []).append(device)
     failures: dict[str, Exception] = {}
     stopped = Event()
 

@@ -168,9 +168,9 @@ class LatencyTable:
             raise UserError(f"the table is of space {self.space_name} {found}, not of {space.name} {wanted}; {mend}")
         here = device.describe() if not device.elsewhere else device.settings
         found, wanted = self.device_fingerprint, device.fingerprint if not device.elsewhere else self.device_fingerprint
-        differs = [f"{key} {self.device.get(key)!r} -> {here[key]!r}" for key in here if self.device.get(key) != here[key]]
+        differs = changes(self.device, here)
         if found != wanted or differs:
-            why = f" ({', '.join(differs)})" if differs else ""
+            why = f" ({differs})" if differs else ""
             raise UserError(f"the table is of device {self.device_name} {found}, not of {device.name} {wanted}{why}; {mend}")
 
     # -- the file ---------------------------------------------------------------------------------------------------------
@@ -273,6 +273,11 @@ class LatencyTable:
             return None
         self.entries[spec, lowering] = Timing(us, spread_us, count)
         return spec, lowering
+
+
+def changes(then: Description, now: Description) -> str:
+    """What a device says of itself otherwise than it did; empty where it says the same."""
+    return ", ".join(f"{key} {then.get(key)!r} -> {now[key]!r}" for key in now if then.get(key) != now[key])
 
 
 def _read_network(row: Mapping[str, object]) -> tuple[Architecture, tuple[str, ...]]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from latency_lut.device import Device
 from latency_lut.lowering import applicable
+from latency_lut.measuring import DEFAULTS, MeasuringSettings
 from latency_lut.session import Drawn, Session
 from latency_lut.table import LatencyTable, Pair
 from latency_lut.transferred import Transferred
@@ -115,8 +116,8 @@ def transfer(
     *,
     samples: int = 10,
     checked_networks: int = 8,
-    max_pairs: int = 2800,
-    seed: int = 0,
+    max_pairs: int = DEFAULTS.max_pairs,
+    seed: int = DEFAULTS.seed,
     turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     on_progress: Progress | None = None,
 ) -> tuple[LatencyTable, TransferStats] | None:
@@ -186,9 +187,8 @@ def take_here(
     device: Device,
     samples: Samples,
     table: LatencyTable,
+    settings: MeasuringSettings = DEFAULTS,
     *,
-    visit_s: float = 0.0006,
-    seed: int = 0,
     on_progress: Progress | None = None,
 ) -> LatencyTable:
     """Measure samples on this machine.
@@ -198,8 +198,7 @@ def take_here(
         device: on this machine.
         samples: what to measure.
         table: gets them.
-        visit_s: seconds of one visit of a pair.
-        seed: of weights and orders.
+        settings: how it is measured; with `PAIR_ROUNDS` visits of a pair.
         on_progress: called with what is measured, how many are done, and of how many.
 
     Raises:
@@ -209,10 +208,10 @@ def take_here(
     total = len(samples.pairs) + len(samples.networks)
     if not total:
         return table
-    session = Session(table, device, samples.pairs, seed)
+    session = Session(table, device, samples.pairs, settings.seed)
     report("samples", 0, total)
     if samples.pairs:
-        session.time_pairs(samples.pairs, PAIR_ROUNDS, visit_s)
+        session.time_pairs(samples.pairs, PAIR_ROUNDS, settings.visit_s)
     report("samples", len(samples.pairs), total)
     for source in dict.fromkeys(source for _, source in samples.networks):
         session.time_networks(space, [drawn for drawn, of in samples.networks if of == source], source)

@@ -25,6 +25,7 @@ from search.claims import claimed
 from search.job import Job
 from search.overrides import (
     OVERRIDES_FILE,
+    fallen_overrides,
     kept_overrides,
     merged_overrides,
     missing_keys,
@@ -71,8 +72,12 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     given = None if config.run is None else Path(str(config.run))
+    fallen: dict[str, list[str]] = {}
     if given is not None and (given / OVERRIDES_FILE).exists():
-        overrides = merged_overrides(saved_overrides(given), overrides)
+        saved = saved_overrides(given)
+        fallen = fallen_overrides(saved, overrides)
+        gone = [text for texts in fallen.values() for text in texts]
+        overrides = merged_overrides([text for text in saved if text not in gone], overrides)
         config = compose(config_name="search", overrides=overrides)
     missing = missing_keys(OmegaConf.to_container(config, resolve=False))
     if missing:
@@ -113,6 +118,8 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(settings)))
         write_atomically(path / OVERRIDES_FILE, json.dumps(kept_overrides(overrides)))
         progress.say(f"run {path}")
+        for switch, texts in fallen.items():
+            progress.say(f"  with {switch}, settings of the run no longer apply: {' '.join(texts)}")
         if stages == {"space"}:
             print_choices(job)
         shared = shared_stages(config, processes, progress)

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig
@@ -16,22 +17,26 @@ from pytorch_lightning import LightningDataModule
 
 from latency_lut.energy import meter_of
 from latency_lut.memory import check_measures_memory
+from search.elsewhere import check_searchable
 from search.job import Job
 from search.objectives import devices_of, goals_of, parse_constraint, parse_objectives
 from search.progress import StageProgress
 from search.proxies import ProxySettings
+from search.relaxation import RelaxationSettings, check_strategy
 from search.run import Run
 from search.settings import EvaluationSettings, ExportSettings, ProfileSettings
 from search.shared_study import checked_url
 from search.strategies import SearchStrategy
 from search.study import StudySettings
+from search.training import Distillation, Strategy
 from search.training.alone import AloneSettings
 from search.training.finishing import FinishSettings
 from search.training.parallel import Processes
-from spaces.entangled import check_held
+from spaces.entangled import Entangled, check_held
 from spaces.errors import UserError
 from spaces.space import Space
-from spaces.supernet import check_estimators
+from spaces.supernet import Supernet, check_estimators
+from spaces.weights import Estimators
 
 
 def build_job(
@@ -51,8 +56,6 @@ def build_job(
         raise UserError("no device; give one, for example device=x86")
     space = instantiate(config.space, _convert_="all")
     devices = {str(name): instantiate(entry) for name, entry in config.devices.items()}
-    for device in devices.values():
-        device.check_here("a search, which verifies and times its winners,")
     for name, device in devices.items():
         if device.name != name:
             raise UserError(f"devices.{name}.name is {device.name!r}; allowed is {name}, or another entry under devices")
@@ -113,6 +116,9 @@ def build_job(
         predictor(seed=config.seed)
     with told("profile"):
         profile_settings = ProfileSettings(**{str(key): value for key, value in profile.items()})
+    for device in devices.values():
+        if device.elsewhere:
+            check_searchable(device, profile_settings)
     with told("proxies"):
         proxies = ProxySettings(**settings["proxies"])
     with told("finish"):
@@ -120,6 +126,8 @@ def build_job(
     with told("relaxation"):
         relaxation = instantiate(config.relaxation, _convert_="all")
         check_held(space, relaxation.held)
+        if "relax" in config.stages and space.shares_weights:
+            check_relaxation(space, estimators, relaxation)
     with told("evaluation"):
         evaluation_settings = EvaluationSettings(**{str(key): value for key, value in evaluation.items()})
     return Job(
@@ -156,7 +164,8 @@ def check_training(space: Space, training: Callable[..., Any], storage: object) 
     """Make sure that a space is trained as it can be.
 
     Raises:
-        UserError: a supernet of a space without shared weights, or networks one by one of one that has them.
+        UserError: a supernet of a space without shared weights, networks one by one of one that has them, or a strategy that
+            cannot train it so.
     """
     if (getattr(training, "func", None) is AloneSettings) == space.shares_weights:
         has, allowed = (
@@ -164,12 +173,26 @@ def check_training(space: Space, training: Callable[..., Any], storage: object) 
         )
         raise UserError(f"space {space.name} {has} weights between networks; allowed is supernet={allowed}")
     if space.shares_weights:
+        given = getattr(training, "keywords", {})
+        if isinstance(given.get("strategy"), Strategy):
+            given["strategy"].check(space, given.get("distillation") or Distillation())
         return
     training()
     if storage is not None or HydraConfig.get().runtime.choices.get("evaluator") not in (None, "local"):
         raise UserError(
             f"networks of {space.name} are trained in this process; allowed are evaluator=local and study.storage=null"
         )
+
+
+def check_relaxation(space: Space, estimators: Estimators, relaxation: RelaxationSettings) -> None:
+    """Make sure that a gradient search can work on a space, before a supernet is trained for it.
+
+    Raises:
+        UserError: a choice cannot be relaxed, or there is nothing to decide.
+    """
+    with torch.random.fork_rng(devices=[]):
+        untrained = Supernet(space, estimators)
+    check_strategy(relaxation.strategy, Entangled(untrained, relaxation.held))
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS, LayerWeights
 from latency_lut.lowerings.base import ONNX, PROGRAM
 from latency_lut.models import build_model
+from latency_lut.outputs import outputs_of
 from search.evaluation import Split, predict
 from spaces.layers import INPUT, Network
 from spaces.plain import ActivationQuantizer, Factors, PlainLayer, PlainNetwork, resize
@@ -124,13 +125,7 @@ def run_model(model: bytes, device: Device, network: Network, images: torch.Tens
     """Logits `(n, classes)` of a model in the device's runtime, for images of any size `(n, channels, height, width)`."""
     loaded = device.load_runtime().load(model, device)
     resized = resize(images, network.input_shape[1], network.input_shape[2]).numpy()
-    batch = device.batch
-    outputs = []
-    for first in range(0, len(resized), batch):
-        chunk = resized[first : first + batch]
-        padded = np.concatenate([chunk, np.zeros((batch - len(chunk), *chunk.shape[1:]), chunk.dtype)])
-        outputs.append(loaded.run({INPUT: np.ascontiguousarray(padded)})[: len(chunk)])
-    return np.concatenate(outputs).reshape(len(resized), -1)
+    return outputs_of(lambda batch: loaded.run({INPUT: batch}), resized, device.batch)
 
 
 def verify(
@@ -153,10 +148,33 @@ def verify(
     """
     expected = predict(network, test.images).numpy()
     found = run_model(model, device, network.network, test.images)
-    labels = test.labels.numpy()
+    graph = unfused(network.network, lowerings, device.load_runtime().optimized_operators(model, device))
+    return compare(network.network, lowerings, expected, found, test.labels.numpy(), tolerances, graph)
+
+
+def compare(
+    network: Network,
+    lowerings: Sequence[str],
+    expected: np.ndarray,
+    found: np.ndarray,
+    labels: np.ndarray,
+    tolerances: Tolerances,
+    graph: Sequence[str] = (),
+) -> Verification:
+    """Compare what a model answered with what torch did.
+
+    Args:
+        network: of the model.
+        lowerings: with which it was exported.
+        expected: logits of torch, `(n, classes)`.
+        found: those of the runtime.
+        labels: of the images, `(n,)`.
+        tolerances: what is allowed.
+        graph: what is wrong with the optimized graph, a line each.
+    """
     agreement = float(np.mean(expected.argmax(1) == found.argmax(1)))
     max_abs_diff = float(np.abs(expected - found).max())
-    rounded = any(spec.arithmetic.activations != "float" for spec in network.network.layers)
+    rounded = any(spec.arithmetic.activations != "float" for spec in network.layers)
     rounded = rounded or any(LOWERINGS[name].rounds for name in lowerings)
     failures = []
     if not np.isfinite(found).all():
@@ -167,18 +185,18 @@ def verify(
         )
     if not rounded and not max_abs_diff <= tolerances.float_max_abs_diff:
         failures.append(f"outputs differ by {max_abs_diff:.2e}; at most {tolerances.float_max_abs_diff:.0e} is allowed")
-    failures += _unfused(network.network, lowerings, device.load_runtime().optimized_operators(model, device))
+    failures += graph
     return Verification(
         float(np.mean(expected.argmax(1) == labels)),
         float(np.mean(found.argmax(1) == labels)),
         max_abs_diff,
         agreement,
-        sum(spec.integer for spec in network.network.layers),
+        sum(spec.integer for spec in network.layers),
         failures,
     )
 
 
-def _unfused(network: Network, lowerings: Sequence[str], operators: Sequence[str]) -> list[str]:
+def unfused(network: Network, lowerings: Sequence[str], operators: Sequence[str]) -> list[str]:
     """Whether the runtime runs as many integer kernels as the lowerings say, no more and no fewer."""
     failures = []
     for of_operators, kernels in INTEGER_KERNELS[LOWERINGS[lowerings[0]].model_kind].items():

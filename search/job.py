@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
-from optuna.samplers import BaseSampler
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -26,6 +23,7 @@ from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
 from search import __version__
 from search.candidates import Candidate
+from search.configured import Configured
 from search.data import check_batch, fingerprint
 from search.evaluation import Evaluation, Evaluator, Split, Weights, calibration_batches, collect, training_sample
 from search.evaluations import Evaluations
@@ -33,22 +31,13 @@ from search.fronts import choose
 from search.objectives import Goal, devices_of
 from search.one_by_one import Halving, TrainedNetworks
 from search.predicted import PredictedValues
-from search.progress import StageProgress
-from search.proxies import ProxyScores, ProxySettings, compressed
-from search.relaxation import RelaxationSettings
-from search.run import Run, digest
-from search.settings import EvaluationSettings, ExportSettings, ProfileSettings
+from search.proxies import ProxyScores, compressed
+from search.run import digest
 from search.shared_study import SharedStudy
-from search.strategies import SearchStrategy
-from search.study import StudySettings
-from search.training.finishing import FinishSettings
-from search.training.parallel import Processes
 from search.workers import Workers
 from spaces.choice import Architecture
 from spaces.errors import UserError
-from spaces.space import Space
 from spaces.supernet import Supernet
-from spaces.weights import Estimators
 
 SUPERNET_FILE = "supernet/supernet.safetensors"
 EVALUATIONS_FILE = "evaluations.parquet"
@@ -58,73 +47,16 @@ RELAXED_FOLDER = "relaxed"
 ALONE_FOLDER = "supernet/alone"
 
 
-@dataclass
-class Job:
-    """What the stages of a run work with. Data, weights and predictors are made when they are first needed.
-
-    Args:
-        run: the folder.
-        space: what can be built.
-        devices: targets by name.
-        data: images.
-        channels: of the images.
-        classes: number of labels.
-        goals: what each study looks for.
-        seed: of everything that is drawn.
-        estimators: how sparse and quantized weights are trained.
-        training: makes the supernet's training from `(supernet, seed, evaluator, on_epoch)`; for a space without shared weights
-            the `AloneSettings` of its networks, from nothing.
-        predictor: makes an accuracy predictor.
-        sampler: makes an Optuna sampler from a seed.
-        new_workers: makes those who evaluate networks, from `(evaluator, supernet)`.
-        storage: database of a study that several processes share; `None` for none.
-        profile: how tables are measured.
-        evaluation: how networks are evaluated.
-        proxies: zero-cost proxies beside the accuracy predictor's own features.
-        strategy: makes what searches.
-        study: how the search goes.
-        processes: on what the supernet is trained.
-        worker_command: arguments of `python -m search` with which further processes join the training.
-        finish: how winners are finished, where they are.
-        relaxation: how a gradient search goes, where there is one.
-        export: what is exported.
-        settings: the configuration of each part as plain values, for fingerprints.
-        progress: where progress is shown.
-    """
-
-    run: Run
-    space: Space
-    devices: Mapping[str, Device]
-    data: pl.LightningDataModule
-    channels: int
-    classes: int
-    goals: Sequence[Goal]
-    seed: int
-    estimators: Estimators
-    training: Callable[..., Any]
-    predictor: Callable[[], AccuracyPredictor]
-    sampler: Callable[[int], BaseSampler]
-    new_workers: Callable[..., Workers]
-    storage: str | None
-    profile: ProfileSettings
-    evaluation: EvaluationSettings
-    proxies: ProxySettings
-    strategy: Callable[[], SearchStrategy]
-    study: StudySettings
-    processes: Processes
-    worker_command: Sequence[str]
-    finish: FinishSettings
-    relaxation: RelaxationSettings
-    export: ExportSettings
-    settings: Mapping[str, Any]
-    progress: StageProgress
+class Job(Configured):
+    """What the stages of a run work with. Data, weights and predictors are made when they are first needed."""
 
     # -- fingerprints -----------------------------------------------------------------------------------------------------
 
     def fingerprint(self, stage: str) -> str:
         """Fingerprint of everything that a stage depends on; those of earlier stages must have finished."""
         s, output = self.settings, self.run.output
-        devices = [(name, device.fingerprint) for name, device in self.devices.items()]
+        ways = {name: [device.transport.name] if device.transport else [] for name, device in self.devices.items()}
+        devices = [(name, device.fingerprint, *ways[name]) for name, device in self.devices.items()]
         goals = [(g.name, [o.name for o in g.objectives], [c.text for c in g.constraints]) for g in self.goals]
         judging = ("evaluation", "predictor", "proxies")
         parts: dict[str, Callable[[], list[object]]] = {

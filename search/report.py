@@ -33,6 +33,7 @@ from search.report_text import (
     family_name,
     finishing,
     gain,
+    measured_where,
     microseconds,
     nearest_miss,
     noise,
@@ -120,6 +121,8 @@ def _print_front_of(summary: Summary, where: str, console: Console) -> None:
     console.print(table)
     if condition(summary):
         console.print(f"Latency: {escape(condition(summary))}.", highlight=False)
+    if measured_where(summary):
+        console.print(escape(measured_where(summary)), highlight=False)
     console.print(escape(takeaway(summary)).replace("\N{MULTIPLICATION SIGN}", "x"), highlight=False)
 
 
@@ -191,6 +194,7 @@ def _of_device(view: Summary, place: int, suffix: str, figures: set[str]) -> dic
         "tiles": _tiles(view),
         "nearest_miss": nearest_miss(view),
         "noise": noise(view),
+        "measured_where": measured_where(view),
         "gain": gain(view),
         "condition": condition(view),
         "depth": max((len(w.get("layers") or []) for w in view.get("winners") or []), default=0),

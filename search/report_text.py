@@ -86,6 +86,20 @@ def condition(summary: Summary) -> str:
     return figures.condition(device_of(summary), (summary.get("table") or {}).get("statistic"))
 
 
+def measured_where(summary: Summary) -> str:
+    """Where the figures of winners of a device elsewhere were measured; empty where all were measured on this machine."""
+    winners = summary.get("winners") or []
+    where = (winners[0].get("measured_on") or {}) if winners else {}
+    if len(set(where.values())) < 2:
+        return ""
+    figures = {"latency": ("latency",), "accuracy": ("outputs", "accuracy in the runtime"), "graph": ("the optimized graph",)}
+    places: dict[str, list[str]] = {}
+    for figure, names in figures.items():
+        places.setdefault(str(where.get(figure, "n/a")), []).extend(names)
+    text = "; ".join(f"{_joined(names)} on {place}" for place, names in places.items())
+    return f"Of winners and baselines were measured: {text}."
+
+
 def noise(summary: Summary) -> str:
     """How much an accuracy means on a test set of this size."""
     images = number((summary.get("data") or {}).get("test"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.refine import Refinement
 from predictors.wishes import wishes_of
 from search.export import Tolerances
@@ -36,6 +37,10 @@ class ProfileSettings:
         if self.target_error is None and self.budget_s is None:
             return None
         return Refinement(wishes_of, self.target_error, self.budget_s)
+
+    def measuring(self, seed: int) -> MeasuringSettings:
+        """What is measured for a table."""
+        return MeasuringSettings(seed, self.max_pairs, self.networks, self.rounds, self.visit_s)
 
     def __post_init__(self) -> None:
         self.refinement  # noqa: B018 - wrong limits are told before anything runs

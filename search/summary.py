@@ -151,7 +151,8 @@ def fingerprints(job: Job) -> dict[str, str]:
         outputs["finish"] = job.finished_output
     if job.relaxed_output is not None:
         outputs["relax"] = job.relaxed_output
-    devices = {f"device {name}": device.fingerprint for name, device in job.devices.items()}
+    tables = job.run.facts("tables")["devices"]
+    devices = {f"device {name}": tables[name]["device"]["fingerprint"] for name in job.devices}
     return {"space": job.space.fingerprint, "data": job.data_fingerprint, **devices, **outputs}
 
 

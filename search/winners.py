@@ -36,6 +36,7 @@ from spaces.precision import FLOAT
 from spaces.space import Space
 
 CARD_SCHEMA = 1
+HERE = "this machine"
 Provenance = Mapping[str, object]
 
 
@@ -68,6 +69,11 @@ class Exporter:
     energy: EnergyPredictor | None = None
 
     @property
+    def classes(self) -> int:
+        """Logits of every network."""
+        return self.space.layers(self.space.smallest())[-1].out_channels
+
+    @property
     def model_name(self) -> str:
         """What a model's file is called: `model.onnx`, or `model.pt2` for the runtime torch."""
         return f"model.{model_kind(self.device.describe())}"
@@ -93,7 +99,7 @@ class Exporter:
         plain = self.evaluator.plain(weights or self.supernet, architecture)
         metadata = {"netwright.architecture": architecture.to_json(), "netwright.device": self.device.name}
         model = export(plain, lowerings, self.device, metadata)
-        check = verify(plain, lowerings, model, self.device, self.test, self.tolerances)
+        check = verify(plain, lowerings, model, self.device.twin, self.test, self.tolerances)
         card = {
             "schema": CARD_SCHEMA,
             "architecture": dict(architecture),
@@ -177,12 +183,14 @@ class Exporter:
         """
         models = [(folder / self.model_name).read_bytes() for folder in folders]
         timings, speed = retime(models, table, self.device)
-        complete = [self._timed(card, timing) for card, timing in zip(cards, timings, strict=True)]
+        here = {"measured_on": dict.fromkeys(("latency", "accuracy", "graph"), HERE)}
+        complete = [{**self.timed(card, timing), **here} for card, timing in zip(cards, timings, strict=True)]
         for card, folder in zip(complete, folders, strict=True):
             write_atomically(folder / "card.json", json.dumps(card, indent=1))
         return complete, speed
 
-    def _timed(self, card: dict[str, Any], timing: Timing) -> dict[str, Any]:
+    def timed(self, card: Mapping[str, Any], timing: Timing) -> dict[str, Any]:
+        """A card with a measured latency, held against the predicted one."""
         error = card["predicted_us"] / timing.us - 1.0
         failures = [f for f in card["failures"] if not f.startswith("latency")]
         within = abs(error) <= self.tolerances.latency

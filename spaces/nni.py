@@ -28,7 +28,8 @@ from spaces.layers import Network
 from spaces.options import ascending, positive
 from spaces.plain import PlainNetwork, resize
 from spaces.space import Space
-from spaces.tracing import Traced, trace
+from spaces.traced import Traced
+from spaces.tracing import trace
 
 HUB = "nni.nas.hub.pytorch"
 RESOLUTION = "resolution"

@@ -5,7 +5,7 @@ A module runs once with tensors that have shapes and no memory; every operation 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -23,12 +23,51 @@ _KEEP_SHAPE = ("relu", "relu_", "hardtanh", "hardtanh_", "hardswish", "hardswish
 _DROPPED = ("memory_format", "layout", "device", "pin_memory")
 
 
+@dataclass(frozen=True)
+class Named:
+    """A weight, or what was made, as an argument of what is made."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Made:
+    """A tensor that a module makes while it runs, of its weights or of nothing: positions, a table looked up by them.
+
+    It is the same for every image, so it is a weight of what ships, and the operations that make it need no counterpart there.
+
+    Args:
+        operation: of torch.
+        arguments: positional; `Named` stands for a tensor.
+        named: by name.
+    """
+
+    operation: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    named: Mapping[str, Any]
+
+    def value(self, tensors: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The tensor, of others by name."""
+
+        def resolved(argument: Any) -> Any:
+            if isinstance(argument, Named):
+                return tensors[argument.name]
+            return [resolved(part) for part in argument] if isinstance(argument, list) else argument
+
+        result: torch.Tensor = self.operation(*map(resolved, self.arguments), **self.named)
+        return result
+
+
 @dataclass
 class Recording:
-    """What ran: value 0 is the input, `names` are those of weights, `steps` are stored under the number of what they make."""
+    """What ran: value 0 is the input, `names` are those of weights, `steps` are stored under the number of what they make.
+
+    Tensors that were made stand in `made` and have a name, as weights have.
+    """
 
     names: dict[int, str] = field(default_factory=dict)
     steps: dict[int, Step] = field(default_factory=dict)
+    made: dict[int, Made] = field(default_factory=dict)
     shapes: dict[int, Shape] = field(default_factory=dict)
     output: int = 0
 
@@ -39,6 +78,10 @@ class Recording:
             if index in wanted:
                 wanted.update(self.steps[index].values())
         return {index: step for index, step in self.steps.items() if index in wanted}
+
+    def made_by_name(self) -> dict[str, Made]:
+        """What the module makes itself, in order."""
+        return {self.names[index]: made for index, made in self.made.items()}
 
     def constants(self) -> set[int]:
         """Values that do not depend on the input."""
@@ -64,6 +107,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         given = dict(kwargs or {})
         packet, _, overload = str(func).removeprefix("aten.").partition(".")
+        if packet != "empty" and self._makes(args):
+            return self._make(func, args, given)
         result = _quickly(packet, args) if packet in _KEEP_SHAPE else func(*args, **given)
         if packet == "empty":
             return result  # what batch norm keeps for a backward pass that never comes
@@ -85,6 +130,33 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             name, args = "mean.dim", (args[0], [2, 3], True)
         self._add(result, Step(_RENAMED.get(name, name), self._arguments(args), tuple(self._arguments(named.items()))))
         return result
+
+    def _makes(self, args: tuple[Any, ...]) -> bool:
+        """Whether an operation reads nothing, or what was made and weights beside it, and makes something without the batch."""
+        tensors = [x for x in _parts(args) if isinstance(x, torch.Tensor) and (x.is_meta or x.dim())]
+        read = [self.known.get(id(x), 0) for x in tensors]
+        if any(type(x) is int and x and x % BATCH == 0 for x in _parts(args)):
+            return False
+        return all(i in self.recording.names for i in read) and (not read or any(i in self.recording.made for i in read))
+
+    def _make(self, func: Any, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+        if not any(isinstance(x, torch.Tensor) for x in _parts(args)):
+            named = {**named, "device": torch.device("meta")}
+        result = func(*args, **named)
+        if not isinstance(result, torch.Tensor):
+            raise UserError(f"{self.what} uses {func} on what it makes itself, which cannot be exported")
+        index = len(self.recording.shapes)
+        kept = {key: value for key, value in named.items() if key not in _DROPPED}
+        self.recording.made[index] = Made(func, tuple(map(self._kept, args)), kept)
+        self.recording.names[index], self.recording.shapes[index] = f"made:{index}", tuple(result.shape)
+        self._name(result, index)
+        return result
+
+    def _kept(self, argument: Any) -> Any:
+        """An argument of what is made: as it is, tensors by number."""
+        if isinstance(argument, torch.Tensor) and (argument.is_meta or argument.dim()):
+            return Named(self.recording.names[self.known[id(argument)]])
+        return [self._kept(part) for part in argument] if isinstance(argument, tuple | list) else argument
 
     def _add(self, result: Any, step: Step) -> int:
         if step.name.endswith(".Tensor") and len(step.arguments) == 2 and not isinstance(step.arguments[1], Value):
@@ -163,6 +235,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if argument is not None and not isinstance(argument, int | float | str | bool):
             raise UserError(f"{self.what} uses an argument of type {type(argument).__name__}, which cannot be exported")
         return argument
+
+
+def _parts(arguments: Any) -> list[Any]:
+    return [x for part in arguments for x in _parts(part)] if isinstance(arguments, tuple | list) else [arguments]
 
 
 def _quickly(packet: str, args: tuple[Any, ...]) -> Any:

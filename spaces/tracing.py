@@ -8,68 +8,18 @@ one whose control flow depends on data cannot be traced.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import nn
 
 from spaces.layers import INPUT, LayerSpec, Network, Node
-from spaces.plain import PlainLayer, PlainNetwork, plain_operator
-from spaces.program import Program, ProgramModule, Shape, Step, Value, as_map
+from spaces.program import Program, Shape, Step, Value
 from spaces.recording import BATCH, Recording, recorded
+from spaces.traced import Traced, TracedLayer, traced_spec
 
 MOST_INPUTS = 2
-
-
-@dataclass(frozen=True)
-class TracedLayer:
-    """Where the weights of a layer are in the module.
-
-    Args:
-        weights: names of the weight and, where there is one, the bias; or of all weights of a program.
-        norm: names of batch norm's scale, shift, mean and variance, if any.
-        epsilon: of batch norm.
-    """
-
-    weights: tuple[str, ...] = ()
-    norm: tuple[str, ...] = ()
-    epsilon: float = 0.0
-
-
-@dataclass(frozen=True)
-class Traced:
-    """A traced module: its network, and for every node where its weights are."""
-
-    network: Network
-    layers: Mapping[str, TracedLayer]
-
-    def plain(self, state: Mapping[str, torch.Tensor]) -> PlainNetwork:
-        """The network with copies of weights, in evaluation mode.
-
-        Args:
-            state: parameters and buffers of the traced module or of one like it.
-        """
-        layers = {node.name: self._layer(node.spec, self.layers[node.name], state) for node in self.network.nodes}
-        return PlainNetwork(self.network, layers).eval()
-
-    @staticmethod
-    def _layer(spec: LayerSpec, where: TracedLayer, state: Mapping[str, torch.Tensor]) -> PlainLayer:
-        weights = [state[name].detach().clone() for name in where.weights]
-        if spec.operator == "traced":
-            return PlainLayer(spec, ProgramModule(Program.from_json(spec.program), weights))
-        if spec.operator == "global_pool":
-            return PlainLayer(spec, nn.AdaptiveAvgPool2d(1))
-        norm = None
-        if where.norm:
-            norm = nn.BatchNorm2d(spec.out_channels, eps=where.epsilon)
-            targets = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
-            for target, name in zip(targets, where.norm, strict=True):
-                if target is not None:
-                    target.data.copy_(state[name])
-        bias = weights[1] if len(weights) > 1 else None
-        return PlainLayer(spec, plain_operator(spec, weights[0], spec.stride, bias), norm)
 
 
 def trace(module: nn.Module, input_shape: Shape, what: str = "the module") -> Traced:
@@ -143,7 +93,7 @@ class _Cut:
         if not nodes or names.get(self._origin(self.recording.output)) != nodes[-1].name:
             raise _UncuttableError
         c, h, w = self.input_shape
-        return Traced(Network((c, h, w), tuple(nodes)), layers)
+        return Traced(Network((c, h, w), tuple(nodes)), layers, self.recording.made_by_name())
 
     def _read(self) -> set[int]:
         """The pieces that the output depends on; some were only needed as parts of others."""
@@ -354,14 +304,7 @@ def _traced_layer(recording: Recording, steps: Sequence[int], inputs: Sequence[i
     return traced_spec(program), TracedLayer(tuple(recording.names[i] for i in weights))
 
 
-def traced_spec(program: Program) -> LayerSpec:
-    """The layer that a program is."""
-    channels, height, width = as_map(program.inputs[0])
-    more = 32 if len(program.inputs) > 1 else 0
-    return LayerSpec("traced", channels, as_map(program.output)[0], height, width, skip_bits=more, program=program.to_json())
-
-
 def _whole(recording: Recording, input_shape: Shape) -> Traced:
     spec, where = _traced_layer(recording, list(recording.steps), [0])
     c, h, w = input_shape
-    return Traced(Network((c, h, w), (Node("network", spec, (INPUT,)),)), {"network": where})
+    return Traced(Network((c, h, w), (Node("network", spec, (INPUT,)),)), {"network": where}, recording.made_by_name())

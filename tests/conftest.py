@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from latency_lut.device import Device
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import profile
 from latency_lut.table import LatencyTable
 from search.data import Digits
@@ -25,6 +26,7 @@ from search.training import SupernetTraining, train
 from search.training.sandwich import Sandwich
 from spaces.mobile import MobileSpace
 from spaces.supernet import Supernet
+from tests.latency_lut import loopback_sshd
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY_SPACE = (
@@ -195,12 +197,20 @@ def quickly_profiled(space: MobileSpace, device: Device, folder: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         for name, value in QUICK_TIMING.items():
             patch.setattr(name, value)
-        profile(space, device, folder / f"{device.name}.parquet", max_pairs=60, networks=10, rounds=3, visit_s=0.00005)
+        profile(space, device, folder / f"{device.name}.parquet", MeasuringSettings(0, 60, 10, 3, 0.00005))
 
 
 @pytest.fixture(scope="session")
 def tiny_table(tiny_tables: Path) -> LatencyTable:
     return LatencyTable.load(tiny_tables / "x86.parquet")
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[loopback_sshd.Sshd]:
+    """A real sshd on loopback, for every module that reaches a device over it."""
+    server = loopback_sshd.Sshd(tmp_path_factory.mktemp("sshd"))
+    yield server
+    server.close()
 
 
 @pytest.fixture(scope="session")

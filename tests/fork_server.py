@@ -4,7 +4,8 @@ A line is a JSON object: `arguments`, `folder` (current directory), `out` and `e
 - `kill_before`: `[text, n]`; the process kills itself with SIGKILL when it is about to bring a file to a path that contains
   `text` for the n-th time;
 - `file_bytes`: no file may grow beyond, as on a full disk;
-- `constants`: `module.NAME` to value, set before it starts.
+- `constants`: `module.NAME` to value, set before it starts;
+- `environment`: variables of its environment.
 
 The answer is the exit status, negative for a signal.
 """
@@ -35,6 +36,7 @@ def run(job: dict[str, Any]) -> None:
     for name, stream in (("out", 1), ("err", 2)):
         os.dup2(os.open(job[name], os.O_WRONLY | os.O_CREAT | os.O_TRUNC), stream)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.environ.update(job.get("environment", {}))
     for name, value in job.get("constants", {}).items():
         module, _, constant = name.rpartition(".")
         setattr(importlib.import_module(module), constant, value)

@@ -35,6 +35,10 @@ class Transport(Protocol):
         """What messages call it."""
 
     @property
+    def place(self) -> str:
+        """Which machine it reaches: equal for two ways to one machine, as far as that can be told from here."""
+
+    @property
     def trial(self) -> str:
         """A command for a terminal that tells whether the way is open."""
 

@@ -44,6 +44,11 @@ class Adb:
         return f"adb device {self.serial}"
 
     @property
+    def place(self) -> str:
+        """See `Transport.place`: the serial number."""
+        return f"adb {self.serial}"
+
+    @property
     def trial(self) -> str:
         """A command for a terminal that tells whether the way is open."""
         return f"adb -s {self.serial} shell {self.python} -V"

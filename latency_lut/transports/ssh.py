@@ -5,11 +5,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from threading import Event
 from typing import BinaryIO
 
 from latency_lut.transports.client import check_path, check_word, lines_of
+from spaces.errors import UserError
 
 OPTIONS = {
     "BatchMode": "yes",  # never asks: there may be nobody, and several devices at once
@@ -58,6 +60,16 @@ class Ssh:
         """What messages call it."""
         return f"ssh host {self.host}"
 
+    @cached_property
+    def place(self) -> str:
+        """See `Transport.place`: host and port, to which the client's configuration resolves aliases."""
+        try:
+            words = [line.decode(errors="replace").split() for line in lines_of(["ssh", "-G", "--", self.host], _lost)]
+        except UserError:  # told by the first command that is to run there
+            return self.name
+        resolved = {word[0]: word[1] for word in words if len(word) == 2}
+        return f"ssh {resolved.get('hostname', self.host).casefold()} port {resolved.get('port', '22')}"
+
     @property
     def trial(self) -> str:
         """A command for a terminal that tells whether the way is open."""
@@ -67,7 +79,7 @@ class Ssh:
         """See `Transport.run`."""
         options = [part for name, value in OPTIONS.items() for part in ("-o", f"{name}={value}")]
         arguments = ["ssh", "-T", *options, "--", self.host, " ".join(shlex.quote(word) for word in words)]
-        return lines_of(arguments, lambda status, said: status == LOST_STATUS, stdin=stdin, stopped=stopped)
+        return lines_of(arguments, _lost, stdin=stdin, stopped=stopped)
 
     def send(self, source: Path, path: str, offset: int, *, stopped: Event | None = None) -> None:
         """See `Transport.send`."""
@@ -75,3 +87,7 @@ class Ssh:
             file.seek(offset)
             for _ in self.run([self.python, "-c", WRITE, path, str(offset)], stdin=file, stopped=stopped):
                 pass
+
+
+def _lost(status: int, said: str) -> bool:
+    return status == LOST_STATUS

@@ -15,7 +15,8 @@ import torch
 from torch.nn import functional as F
 
 from search.relaxation.relaxed import Relaxed
-from spaces.entangled import Entangled, Gates, Open, Quantize
+from spaces.entangled import Entangled
+from spaces.mixing import Gates, Open, Quantize
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from latency_lut.pays import never_pays, what_pays
 from predictors.size import model_bytes
 from search import __version__, fronts, winners
 from search.candidates import Candidate
+from search.elsewhere import measure_elsewhere, watch_of
 from search.evaluations import INITIAL, RANDOM
 from search.job import Job
 from search.report import write_report
@@ -71,7 +72,13 @@ def export_device(job: Job, device: Device, chosen: list[Architecture], random_f
     if not rows:
         return {"winners": [], "baselines": [], "beats": {}, "speed": 1.0}
     table = job.table(device)
-    cards, speed = exporter.measure(cards, [job.path(row[0]) for row in rows], table)
+    folders = [job.path(row[0]) for row in rows]
+    if device.elsewhere:
+        weights = [None if row[1] else job.weights(row[4]) for row in rows]
+        way = job.table_path(device).parent, watch_of(device, job.progress)
+        cards, speed = measure_elsewhere(exporter, cards, folders, weights, table, *way)
+    else:
+        cards, speed = exporter.measure(cards, folders, table)
     file = exporter.model_name
     won = [
         {"rank": row[3], "path": f"{row[0]}/{file}", **card} for row, card in zip(rows, cards, strict=True) if row[1] is None

@@ -18,7 +18,9 @@ from search.evaluations import INITIAL
 from search.job import SUPERNET_FILE, Job
 from search.run import Facts
 from search.training import SupernetTraining, train
+from spaces.choice import Architecture
 from spaces.files import write_atomically
+from spaces.space import Space
 from spaces.supernet import Supernet
 
 
@@ -59,15 +61,7 @@ def train_supernet(job: Job) -> Facts:
 
 def fit_predictors(job: Job) -> Facts:
     """Evaluate the first networks; fit and test the predictors."""
-    rng = np.random.default_rng([job.seed, 5])
-    architectures = dict.fromkeys([job.space.largest(), job.space.smallest()])
-    while len(architectures) < job.evaluation.initial:
-        before = len(architectures)
-        for _ in range(100):
-            architectures[job.space.sample_spread(rng)] = None
-        if len(architectures) == before:
-            break  # a space with fewer networks
-    chosen = list(architectures)[: job.evaluation.initial]
+    chosen = first_networks(job.space, job.evaluation.initial, job.seed)
     progress = partial(job.progress.advance, "evaluations")
     job.evaluations.evaluate(chosen, INITIAL, job.workers.evaluate, progress)
     seen = job.evaluations.of(INITIAL)
@@ -103,6 +97,19 @@ def fit_predictors(job: Job) -> Facts:
     if chosen_of:
         job.progress.say(f"    chosen by Kendall tau in cross-validation on the others: {compared_taus(chosen_of)}")
     return {"accuracy_predictor": accuracy, "memory_models": models["peak memory"], "energy_models": models["energy"]}
+
+
+def first_networks(space: Space, count: int, seed: int) -> list[Architecture]:
+    """Networks that teach the accuracy predictor: both ends of a space and random ones of all sizes, or all that there are."""
+    rng = np.random.default_rng([seed, 5])
+    architectures = dict.fromkeys([space.largest(), space.smallest()])
+    while len(architectures) < count:
+        before = len(architectures)
+        for _ in range(100):
+            architectures[space.sample_spread(rng)] = None
+        if len(architectures) == before:
+            break
+    return list(architectures)[:count]
 
 
 def _tested(job: Job, features: np.ndarray) -> tuple[AccuracyPredictor, AccuracyQuality]:

@@ -9,10 +9,12 @@ from pathlib import Path
 
 from latency_lut.device import Device
 from latency_lut.drift import age_days, check
-from latency_lut.profile import profile
+from latency_lut.elsewhere import profile_elsewhere
+from latency_lut.profile import ProfileStats, profile
 from latency_lut.table import STATISTIC, LatencyTable
 from latency_lut.transferred import Transferred
 from predictors.latency import LatencyPredictor
+from search.elsewhere import watch_of
 from search.job import Job
 from search.run import Facts, digest
 from spaces.files import write_atomically
@@ -56,7 +58,7 @@ def recheck(job: Job, device: Device) -> None:
     age = age_days(table)
     if age <= days or not table.entries:
         return
-    drift = check(table, device, seed=job.seed)
+    drift = check(table, device, seed=job.seed, folder=path.parent, watch=watch_of(device, job.progress))
     verdict = f"has drifted; delete {path} to measure again" if drift.drifted else "still holds"
     job.progress.say(f"  {device.name}: the table is {age:.0f} days old and {verdict}: {'; '.join(drift.sentences())}")
 
@@ -76,9 +78,7 @@ def measure_tables(job: Job) -> Facts:
             facts["devices"][device.name] = transferred_figures(job, device, table)
             outputs.append(table.fingerprint)
             continue
-        settings = {k: v for k, v in asdict(job.profile).items() if k in ("max_pairs", "networks", "rounds", "visit_s")}
-        settings |= {"refinement": job.profile.refinement, "on_progress": job.progress.advance}
-        table, stats = profile(job.space, device, path, seed=job.seed, **settings)
+        table, stats = measured(job, device, path)
         quality = LatencyPredictor.fit(table, job.space, job.profile.held_out, job.seed).quality
         outputs.append(table.fingerprint)
         facts["devices"][device.name] = {
@@ -87,7 +87,7 @@ def measure_tables(job: Job) -> Facts:
             "pairs_per_min": stats.pairs_per_min,
             "measured": stats.measured,
             "statistic": STATISTIC,
-            "device": {**device.describe(), "fingerprint": device.fingerprint},
+            "device": {**table.device, "fingerprint": table.device_fingerprint},
             "latency_model": asdict(quality),
             "curve": [asdict(point) for point in table.curve],
         }
@@ -96,6 +96,18 @@ def measure_tables(job: Job) -> Facts:
             f"held-out networks: mean error {quality.mape:.1%}, Spearman {quality.spearman:.3f}"
         )
     return {**facts, "output": digest(outputs)}
+
+
+def measured(job: Job, device: Device, path: Path) -> tuple[LatencyTable, ProfileStats]:
+    """A device's table with all that is to be measured, here or elsewhere."""
+    settings = job.profile.measuring(job.seed)
+    if not device.elsewhere:
+        refinement, on_progress = job.profile.refinement, job.progress.advance
+        return profile(job.space, device, path, settings, refinement=refinement, on_progress=on_progress)
+    done = profile_elsewhere(job.space, device, path, settings, watch=watch_of(device, job.progress))
+    if done is None:
+        raise KeyboardInterrupt
+    return done
 
 
 def transferred_figures(job: Job, device: Device, table: LatencyTable) -> Facts:
@@ -114,7 +126,7 @@ def transferred_figures(job: Job, device: Device, table: LatencyTable) -> Facts:
         "measured": 0,
         "transferred": transferred.summary(),
         "statistic": STATISTIC,
-        "device": {**device.describe(), "fingerprint": device.fingerprint},
+        "device": {**table.device, "fingerprint": table.device_fingerprint},
         "latency_model": asdict(quality),
         "curve": [],
     }

@@ -10,10 +10,9 @@ from pathlib import Path
 
 from search.job import RELAXED_FOLDER, Job
 from search.objectives import Goal, Objective
-from search.relaxation import ExpectedCost, check_strategy, search_member
+from search.relaxation import ExpectedCost, search_member
 from search.run import Facts, digest
 from spaces.choice import Architecture
-from spaces.entangled import Entangled
 from spaces.errors import UserError
 from spaces.files import write_atomically
 
@@ -22,7 +21,6 @@ def relax_choices(job: Job) -> Facts:
     """Search a family of architectures for each goal, and evaluate them with the supernet's weights."""
     settings = job.relaxation
     name = settings.strategy.name
-    check_strategy(settings.strategy, Entangled(job.supernet, settings.held))  # before anything takes time
     fits, members = {}, []
     for goal in job.goals:
         objective = cost_of(goal)

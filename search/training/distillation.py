@@ -7,6 +7,7 @@ softened by a temperature (arXiv:1503.02531), and if wanted its maps of spatial 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,6 +54,34 @@ class Distillation(nn.Module):
     def train(self, mode: bool = True) -> Distillation:
         """A teacher stays in evaluation mode."""
         return super().train(False)
+
+    @property
+    def settings(self) -> dict[str, str | float]:
+        """What was given, by name; a module of the user's own is called `module`."""
+        return {
+            "teacher": self.kind,
+            "labels": self.labels,
+            "temperature": self.temperature,
+            "attention": self.attention,
+        }
+
+    def refuse(self, unused: Sequence[str], why: str, instead: str) -> None:
+        """For a strategy that would ignore settings.
+
+        Args:
+            unused: their names.
+            why: it ignores them.
+            instead: what to do to have them used.
+
+        Raises:
+            UserError: one of them is not at its default.
+        """
+        usual = Distillation().settings
+        for name in unused:
+            if self.settings[name] != usual[name]:
+                raise UserError(
+                    f"distillation.{name} is {self.settings[name]}, but {why}; allowed is {usual[name]}, or {instead}"
+                )
 
     @property
     def needs_largest(self) -> bool:

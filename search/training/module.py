@@ -79,6 +79,7 @@ class SupernetTraining(Training):
         super().__init__()
         self.automatic_optimization = False
         self.supernet, self.strategy, self.distillation = supernet, strategy, distillation or Distillation()
+        strategy.check(supernet.space, self.distillation)
         strategy.prepare(supernet, self.distillation)
         self.evaluator, self.on_epoch = evaluator, on_epoch
         self.epochs, self.learning_rate, self.weight_decay = epochs, learning_rate, weight_decay

@@ -42,9 +42,12 @@ class Progressive(Strategy):
         self.networks, self.largest_share = networks, largest_share
         self.phases = tuple(tuple(phase) for phase in phases)
 
+    def check(self, space: Space, distillation: Distillation) -> None:
+        if distillation.needs_largest:
+            why = "the teacher that the strategy progressive keeps has no maps"
+            distillation.refuse(["attention"], why, "each network in float as its teacher: supernet.distillation.teacher=float")
+
     def prepare(self, supernet: Supernet, distillation: Distillation) -> None:
-        if distillation.attention:
-            raise UserError("distillation.attention needs a teacher in place; allowed is 0 with the strategy progressive")
         kinds = supernet.space.kinds
         named = {kind for phase in self.phases for kind in phase}
         rest = tuple(kind for kind in kinds if kind not in named)

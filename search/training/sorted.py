@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from search.training.strategy import Losses, Step, Strategy
+from search.training.strategy import Losses, OnLabels, Step
 from spaces.errors import UserError
 
 
-class Sorted(Strategy):
+class Sorted(OnLabels):
     """Every step adds up the gradients of several sub-models, each trained on the labels; nobody teaches.
 
     Sub-models of a supernet are nested by how it cuts weights: the first channels, the first blocks. They are drawn at sizes

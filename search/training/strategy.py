@@ -85,12 +85,15 @@ class Step:
 class Strategy(nn.Module, ABC):
     """Which networks a step trains. One file and one class each; chosen by `_target_` in `conf/supernet/`."""
 
-    def prepare(self, supernet: Supernet, distillation: Distillation) -> None:
-        """Called once, before training or resuming. What has to survive a kill is a parameter or buffer made here.
+    def check(self, space: Space, distillation: Distillation) -> None:
+        """Called before anything takes time, and again before `prepare`.
 
         Raises:
-            UserError: the strategy cannot train this space, or not with this distillation.
+            UserError: the strategy cannot train this space, or does not use a setting of the distillation.
         """
+
+    def prepare(self, supernet: Supernet, distillation: Distillation) -> None:
+        """Called once, before training or resuming. What has to survive a kill is a parameter or buffer made here."""
 
     @abstractmethod
     def backward(self, step: Step) -> Losses:
@@ -100,6 +103,14 @@ class Strategy(nn.Module, ABC):
         """Parameter groups for the optimizer, beside the supernet's weights."""
         parameters = list(self.parameters())
         return [{"params": parameters, "weight_decay": 0.0}] if parameters else []
+
+
+class OnLabels(Strategy):
+    """A strategy in which nobody teaches: every network learns from the labels."""
+
+    def check(self, space: Space, distillation: Distillation) -> None:
+        why = f"the strategy {type(self).__name__.lower()} trains all networks on the labels"
+        distillation.refuse(list(distillation.settings), why, "a strategy in which one teaches, such as supernet=sandwich")
 
 
 def drawn(space: Space, rng: np.random.Generator, count: int) -> list[Architecture]:

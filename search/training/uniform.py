@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from search.training.strategy import Losses, Step, Strategy
+from search.training.strategy import Losses, OnLabels, Step
 
 
-class Uniform(Strategy):
+class Uniform(OnLabels):
     """Every step trains one random network on the labels."""
 
     def backward(self, step: Step) -> Losses:

@@ -1,16 +1,18 @@
-"""A real sshd on loopback, for every module that reaches a device over it."""
+"""What all tests of measuring have in common."""
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
 
 import pytest
 
-from tests.latency_lut import loopback_sshd
 
-
-@pytest.fixture(scope="module")
-def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[loopback_sshd.Sshd]:
-    server = loopback_sshd.Sshd(tmp_path_factory.mktemp("sshd"))
-    yield server
-    server.close()
+@pytest.fixture(scope="module", autouse=True)
+def lock_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Tests, and runners that they start, do not wait for whoever else measures on this machine meanwhile."""
+    folder = str(tmp_path_factory.mktemp("machine"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setenv("TMPDIR", folder)
+        yield

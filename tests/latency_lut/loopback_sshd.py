@@ -43,6 +43,7 @@ class Sshd:
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {folder}/host_key\nPidFile none\nUsePAM no\nStrictModes no\n"
             f"AuthorizedKeysFile {folder}/authorized_keys\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
             "PermitRootLogin prohibit-password\nPermitUserRC no\nMaxStartups 100\n"
+            f"SetEnv TMPDIR={folder}\n"  # another machine: what measures here does not hold its lock
         )
         hosts = [("pi", self.port, "real"), ("cut", self.link.port, "real"), ("stranger", self.port, "false")]
         (folder / "ssh_config").write_text(

@@ -18,12 +18,14 @@ import pytest
 from latency_lut.bundle import write_bundle
 from latency_lut.device import Device
 from latency_lut.importing import import_results
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import pairs_of
 from latency_lut.table import LatencyTable
 from latency_lut.web import chromium, package
 from spaces.errors import UserError
 
 BROWSER = Device("browser", "onnxruntime_web", "wasm-browser", reach="bundle")
+QUICK = MeasuringSettings(max_pairs=14, networks=1, rounds=3, visit_s=0.0002)
 
 
 def has(program, *arguments):
@@ -102,7 +104,7 @@ def bundle(tiny_space, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("latency_lut.bundle.NETWORK_VISIT_S", 0.0002)
         patch.setattr("latency_lut.bundle.NETWORK_ROUNDS", 3)
-        write_bundle(tiny_space, BROWSER, path.with_name("none"), path, max_pairs=14, networks=1, rounds=3, visit_s=0.0002)
+        write_bundle(tiny_space, BROWSER, path.with_name("none"), path, QUICK)
     return path
 
 
@@ -163,5 +165,5 @@ def test_a_bundle_for_a_browser_is_the_same_bytes_every_time(tiny_space, bundle)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("latency_lut.bundle.NETWORK_VISIT_S", 0.0002)
         patch.setattr("latency_lut.bundle.NETWORK_ROUNDS", 3)
-        write_bundle(tiny_space, BROWSER, bundle.with_name("none"), again, max_pairs=14, networks=1, rounds=3, visit_s=0.0002)
+        write_bundle(tiny_space, BROWSER, bundle.with_name("none"), again, QUICK)
     assert Path(again).read_bytes() == bundle.read_bytes()

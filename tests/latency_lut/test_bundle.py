@@ -9,19 +9,21 @@ import signal
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import pytest
 
 from latency_lut.bundle import runner_source, write_bundle
 from latency_lut.device import Device
 from latency_lut.manifest import Manifest
+from latency_lut.measuring import MeasuringSettings
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
 
 FAR = Device("far", reach="bundle")
 STAGES = [{"widths": [8, 16], "depths": [1], "stride": 2}]
 SPACE = MobileSpace(1, 4, [8], [8], STAGES, [2], [3, 5], [16], ["w8a8", "fp32"], ["dense", "group@1/2"])
-QUICK = {"max_pairs": 40, "networks": 8, "rounds": 3, "visit_s": 0.00005}
+QUICK = MeasuringSettings(max_pairs=40, networks=8, rounds=3, visit_s=0.00005)
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +33,7 @@ def bundle(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("latency_lut.bundle.NETWORK_VISIT_S", 0.0002)
         patch.setattr("latency_lut.bundle.BATCH_PAIRS", 10)
-        write_bundle(SPACE, FAR, folder / "far.parquet", folder / "far.zip", **QUICK)
+        write_bundle(SPACE, FAR, folder / "far.parquet", folder / "far.zip", QUICK)
     return folder / "far.zip"
 
 
@@ -53,7 +55,7 @@ def manifest_of(path):
 def test_the_same_input_gives_the_same_bytes(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr("latency_lut.bundle.NETWORK_VISIT_S", 0.0002)
     monkeypatch.setattr("latency_lut.bundle.BATCH_PAIRS", 10)
-    written = write_bundle(SPACE, FAR, tmp_path / "far.parquet", tmp_path / "again.zip", **QUICK)
+    written = write_bundle(SPACE, FAR, tmp_path / "far.parquet", tmp_path / "again.zip", QUICK)
     assert (tmp_path / "again.zip").read_bytes() == bundle.read_bytes()
     assert manifest_of(bundle) == written
     assert len(written.pairs) == 40
@@ -146,7 +148,7 @@ def test_the_runner_tells_in_one_line_what_is_wrong(bundle, tmp_path, change, sa
 
 def test_a_bundle_for_more_threads_than_there_are_is_refused_there(tmp_path):
     many = Device("many", threads=5000, reach="bundle")
-    write_bundle(SPACE, many, tmp_path / "many.parquet", tmp_path / "many.zip", **{**QUICK, "networks": 0})
+    write_bundle(SPACE, many, tmp_path / "many.parquet", tmp_path / "many.zip", replace(QUICK, networks=0))
     ended = run(tmp_path / "many.zip")
     assert ended.returncode == 2
     assert "for 5000 threads" in ended.stderr

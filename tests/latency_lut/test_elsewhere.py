@@ -2,14 +2,16 @@
 
 import sys
 import threading
+import time
+from dataclasses import asdict, replace
 
 import pytest
 
 from latency_lut.__main__ import main
 from latency_lut.command import run_hydra
 from latency_lut.device import Device
-from latency_lut.drift import check
 from latency_lut.elsewhere import profile_elsewhere
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import profile
 from latency_lut.remote import Watch
 from latency_lut.session import retime
@@ -21,7 +23,7 @@ from tests.latency_lut import loopback_sshd, stand_in_adb
 
 ssh = pytest.mark.skipif(bool(loopback_sshd.missing()), reason=loopback_sshd.missing())
 
-QUICK = {"max_pairs": 30, "networks": 8, "rounds": 3, "visit_s": 0.00005}
+QUICK = MeasuringSettings(max_pairs=30, networks=8, rounds=3, visit_s=0.00005)
 
 
 @pytest.fixture
@@ -47,7 +49,7 @@ def test_a_device_elsewhere_and_one_here_make_equal_tables_and_failing_ones_stop
         f"+devices.{name}={{_target_: latency_lut.device.Device, name: {name}, {rest}}}" for name, rest in devices.items()
     ]
     space = ["space.stem=[8]", "space.stages=[{widths:[8],depths:[1],stride:2}]", "space.expansions=[2]", "space.kernels=[3]"]
-    numbers = [f"{name}={value}" for name, value in {**QUICK, "max_pairs": 60}.items()]
+    numbers = [f"{name}={value}" for name, value in asdict(replace(QUICK, max_pairs=60)).items()]
     monkeypatch.setattr(sys, "argv", ["latency_lut", "device=x86", *arguments, *space, "space.head=[16]", *numbers])
     with pytest.raises(SystemExit) as ended:
         run_hydra(main, "latency_lut")
@@ -79,20 +81,20 @@ def test_a_profile_that_was_stopped_goes_on_and_measures_nothing_twice(pi, tiny_
         if what == "models" and done > 12:
             stopped.set()
 
-    assert profile_elsewhere(tiny_space, pi, path, **QUICK, watch=Watch(watch, stopped=stopped)) is None
+    assert profile_elsewhere(tiny_space, pi, path, QUICK, watch=Watch(watch, stopped=stopped)) is None
     assert not path.exists()
     (results,) = path.parent.glob("pi-*-results.jsonl")
     kept = len(results.read_text().splitlines()) - 1
     assert kept > 12
     seen.clear()
-    table, stats = profile_elsewhere(tiny_space, pi, path, **QUICK, watch=Watch(lambda *what: seen.append(what)))
+    table, stats = profile_elsewhere(tiny_space, pi, path, QUICK, watch=Watch(lambda *what: seen.append(what)))
     assert next(done for what, done, _ in seen if what == "models") > 12
     assert (stats.pairs, stats.measured, len(table.entries)) == (30, 30, 30)
     assert stats.networks == len(table.networks)
     assert sum(network.source == "random" for network in table.networks) == 8
     assert files(path.parent) == ["pi.parquet"]
     content = path.read_bytes()
-    table, stats = profile_elsewhere(tiny_space, pi, path, **QUICK)
+    table, stats = profile_elsewhere(tiny_space, pi, path, QUICK)
     assert (stats.measured, stats.networks) == (0, 0)
     assert path.read_bytes() == content
 
@@ -109,9 +111,9 @@ def test_what_a_device_makes_up_is_refused_and_nothing_is_written(pi, tiny_space
     forging = Device("pi", reach=Ssh("pi", str(tmp_path / "there"), str(forger)))
     kept = r"they are kept as .*pi-refused\.jsonl, the same command measures anew"
     with pytest.raises(UserError, match=rf"results\.jsonl is refused: line \d+: .*; {kept}"):
-        profile_elsewhere(tiny_space, forging, path, **QUICK)
+        profile_elsewhere(tiny_space, forging, path, QUICK)
     assert files(path.parent) == ["pi-bundle.zip", "pi-refused.jsonl"]
-    table, _ = profile_elsewhere(tiny_space, pi, path, **QUICK)
+    table, _ = profile_elsewhere(tiny_space, pi, path, QUICK)
     assert len(table.entries) == 30
 
 
@@ -119,7 +121,7 @@ def test_adb_measures_a_device_too(tiny_space, tmp_path, monkeypatch):
     asked = stand_in_adb.install(tmp_path, monkeypatch)
     monkeypatch.setattr("latency_lut.bundle.NETWORK_VISIT_S", 0.0002)
     phone = Device("phone", reach=Adb("phone-1", str(tmp_path / "there"), sys.executable))
-    table, stats = profile_elsewhere(tiny_space, phone, tmp_path / "tables" / "phone.parquet", **QUICK)
+    table, stats = profile_elsewhere(tiny_space, phone, tmp_path / "tables" / "phone.parquet", QUICK)
     assert (len(table.entries), stats.measured) == (30, 30)
     assert table.device == Device("x86").describe()
     calls = asked()
@@ -150,6 +152,31 @@ def test_devices_of_one_machine_are_taken_in_turn_and_machines_side_by_side():
     failures = each(devices, do)
     assert sorted(seen) == sorted(reaches)
     assert [(name, str(error)) for name, error in failures.items()] == [("a", "a"), ("e", "e")]
+
+
+@ssh
+def test_two_names_of_one_machine_are_one_machine(sshd, tmp_path, monkeypatch):
+    """An alias of the client's configuration, with a user or without, and the address that it stands for."""
+    monkeypatch.setenv("PATH", sshd.path)
+    with (sshd.folder / "ssh_config").open("a") as config:
+        config.write(f"Host board 127.0.0.1\n  HostName 127.0.0.1\n  Port {sshd.port}\n")
+    one = [Ssh(host) for host in ("board", "127.0.0.1", "someone@board", "pi")]
+    assert {way.place for way in one} == {f"ssh 127.0.0.1 port {sshd.port}"}
+    assert Ssh("cut").place == f"ssh 127.0.0.1 port {sshd.link.port}"
+    assert Adb("phone-1", "a").place == Adb("phone-1", "b").place != Adb("phone-2").place
+    busy = threading.Lock()
+
+    def do(device, stopped):
+        assert busy.acquire(blocking=False)
+        time.sleep(0.05)
+        busy.release()
+
+    assert each([Device(f"d{index}", reach=way) for index, way in enumerate(one)], do) == {}
+
+
+def test_a_way_whose_client_is_not_there_is_its_own_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert Ssh("pi").place == "ssh host pi"
 
 
 def test_an_interruption_stops_the_others(tmp_path):
@@ -197,16 +224,15 @@ def test_turns_are_for_one_at_a_time():
 )
 def test_a_device_that_no_transport_measures_is_refused(tiny_space, tmp_path, device, said):
     with pytest.raises(UserError, match=said):
-        profile_elsewhere(tiny_space, device, tmp_path / "far.parquet", **QUICK)
+        profile_elsewhere(tiny_space, device, tmp_path / "far.parquet", QUICK)
     assert files(tmp_path) == []
 
 
 def test_nothing_is_timed_here_in_the_name_of_a_device_elsewhere(tiny_space, tiny_table, tmp_path):
     far = Device("far", reach=Ssh("far"))
     for measure in (
-        lambda: profile(tiny_space, far, tmp_path / "far.parquet", **QUICK),
+        lambda: profile(tiny_space, far, tmp_path / "far.parquet", QUICK),
         lambda: retime([], tiny_table, far),
-        lambda: check(tiny_table, far),
     ):
         with pytest.raises(UserError, match=r"device far is elsewhere; .* works on this machine's devices only"):
             measure()

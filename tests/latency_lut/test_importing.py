@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,13 +18,14 @@ from latency_lut.bundle import write_bundle
 from latency_lut.command import run_hydra
 from latency_lut.device import Device
 from latency_lut.importing import import_results
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import profile
 from latency_lut.table import LatencyTable
 from spaces.errors import UserError
 from tests.latency_lut import damage
 
 FAR = Device("far", reach="bundle")
-QUICK = {"max_pairs": 30, "networks": 8, "rounds": 5, "visit_s": 0.0002}
+QUICK = MeasuringSettings(max_pairs=30, networks=8, rounds=5, visit_s=0.0002)
 SHORT = {"latency_lut.bundle.NETWORK_VISIT_S": 0.0002, "latency_lut.session.NETWORK_VISIT_S": 0.0002}
 
 
@@ -33,7 +35,7 @@ def measured(space, folder, table=None, **options):
     with pytest.MonkeyPatch.context() as patch:
         for name, value in {**SHORT, "latency_lut.bundle.BATCH_PAIRS": 10}.items():
             patch.setattr(name, value)
-        write_bundle(space, FAR, table or folder / "none.parquet", folder / "far-bundle.zip", **{**QUICK, **options})
+        write_bundle(space, FAR, table or folder / "none.parquet", folder / "far-bundle.zip", replace(QUICK, **options))
     subprocess.run([sys.executable, "-I", folder / "far-bundle.zip"], check=True, capture_output=True, cwd="/", timeout=120)
     return folder
 
@@ -72,7 +74,7 @@ def refusal(space, path, tables, bundles=()):
 def test_what_was_measured_elsewhere_makes_the_table_of_a_profile(tiny_space, far, tmp_path, monkeypatch):
     for name, value in SHORT.items():
         monkeypatch.setattr(name, value)
-    here, _ = profile(tiny_space, Device("x86"), tmp_path / "x86.parquet", **QUICK)
+    here, _ = profile(tiny_space, Device("x86"), tmp_path / "x86.parquet", QUICK)
     imported = import_results(tiny_space, far / "results.jsonl", tmp_path)
     imported.save()
     table = LatencyTable.load(tmp_path / "far.parquet")
@@ -82,7 +84,7 @@ def test_what_was_measured_elsewhere_makes_the_table_of_a_profile(tiny_space, fa
     assert [n.architecture for n in table.networks] == [n.architecture for n in here.networks]
     assert [n.source for n in table.networks] == [n.source for n in here.networks]
     assert (table.device, table.device_fingerprint) == (here.device, here.device_fingerprint)
-    assert {entry.count for pair, entry in table.entries.items() if pair not in table.anchors} == {QUICK["rounds"]}
+    assert {entry.count for pair, entry in table.entries.items() if pair not in table.anchors} == {QUICK.rounds}
     ratios = [table.entries[pair].us / here.entries[pair].us for pair in here.entries]
     assert 0.5 < np.median(ratios) < 2
 
@@ -123,9 +125,7 @@ def test_a_second_bundle_extends_the_table(tiny_space, far, tmp_path):
     again = import_results(tiny_space, more / "results.jsonl", tmp_path)
     assert (again.pairs, again.networks) == (0, 0)
     with pytest.raises(UserError, match="has everything that is asked for"):
-        write_bundle(
-            tiny_space, FAR, tmp_path / "far.parquet", tmp_path / "b.zip", **{**QUICK, "max_pairs": 36, "networks": 10}
-        )
+        write_bundle(tiny_space, FAR, tmp_path / "far.parquet", tmp_path / "b.zip", replace(QUICK, max_pairs=36, networks=10))
 
 
 def test_results_of_another_machine_are_not_mixed_in(tiny_space, far, files, anchors, tmp_path):
@@ -149,7 +149,7 @@ def test_a_run_that_was_cut_between_anchors_is_whole_all_the_same(tiny_space, fa
     assert imported.table.entries == import_results(tiny_space, far / "results.jsonl", tmp_path).table.entries
 
 
-@settings(max_examples=400, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=400, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damaged_results_are_refused_in_one_line(data, tiny_space, far, files, anchors, tmp_path):
     what, content = data.draw(damage.damaged_results(dict(files)["results.jsonl"], anchors))
@@ -159,7 +159,7 @@ def test_damaged_results_are_refused_in_one_line(data, tiny_space, far, files, a
     assert refusal(tiny_space, tmp_path / "results.jsonl", tmp_path / "tables", (far,))
 
 
-@settings(max_examples=300, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=300, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_damaged_bundles_are_refused_in_one_line(data, tiny_space, files, tmp_path):
     what, content = data.draw(damage.damaged_bundles(files))
@@ -170,7 +170,7 @@ def test_damaged_bundles_are_refused_in_one_line(data, tiny_space, files, tmp_pa
     assert not (tmp_path.parent / "x").exists()
 
 
-@settings(max_examples=100, deadline=None, database=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=100, deadline=None, database=None, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_a_flipped_bit_of_a_bundle_changes_nothing_that_is_believed(data, tiny_space, far, files, tmp_path):
     content = bytearray(damage.packed(files))

@@ -9,6 +9,7 @@ import pytest
 
 from latency_lut.bundle import write_bundle
 from latency_lut.device import Device
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.remote import RemoteRun, Watch
 from latency_lut.transports import Ssh, ssh
 from spaces.errors import UserError
@@ -29,7 +30,7 @@ def bundle(tmp_path_factory):
         patch.setattr("latency_lut.bundle.BATCH_PAIRS", 6)
         device = Device("pi", reach=Ssh("pi"))
         manifest = write_bundle(
-            SPACE, device, path.with_name("no table"), path, max_pairs=28, networks=0, rounds=10, visit_s=0.002
+            SPACE, device, path.with_name("no table"), path, MeasuringSettings(0, 28, networks=0, rounds=10, visit_s=0.002)
         )
     return path, set(manifest.models)
 

@@ -15,6 +15,7 @@ import torch
 
 from latency_lut.device import Device
 from latency_lut.lowering import applicable
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.network import random_weights
 from latency_lut.profile import profile
 from latency_lut.programs import build_layer, build_model, read_program
@@ -101,7 +102,7 @@ def test_borders_are_the_conversions_of_a_layer_alone() -> None:
 
 
 def test_a_profile_teaches_the_latency_of_whole_networks(tiny_space: MobileSpace, tmp_path: Path) -> None:
-    table, _ = profile(tiny_space, CPU, tmp_path / "torch_cpu.parquet", max_pairs=40, networks=12, rounds=5)
+    table, _ = profile(tiny_space, CPU, tmp_path / "torch_cpu.parquet", MeasuringSettings(max_pairs=40, networks=12, rounds=5))
     table.check(tiny_space, CPU)
     assert {name for _, name in table.entries} == {"torch_fp32", "torch_gather_fp32", "torch_int8"}
     fitted = LatencyPredictor.fit(table, tiny_space, held_out=6)

@@ -10,6 +10,7 @@ import pytest
 
 from latency_lut.device import Device
 from latency_lut.elsewhere import take_there
+from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import profile
 from latency_lut.remote import Watch
 from latency_lut.table import LatencyTable
@@ -44,7 +45,7 @@ def folder(quick, tmp_path_factory):
     """Tables of two devices, measured."""
     folder = tmp_path_factory.mktemp("tables")
     for device in (Device("one"), Device("two", batch=2)):
-        profile(SPACE, device, folder / f"{device.name}.parquet", rounds=3, networks=8, **QUICK)
+        profile(SPACE, device, folder / f"{device.name}.parquet", MeasuringSettings(rounds=3, networks=8, **QUICK))
     return folder
 
 
@@ -58,10 +59,11 @@ def stored(folder, tmp_path_factory):
 
 def transferred(folder, path, samples, device=NEW, watch=None):
     sources = read_sources(folder, ["one", "two"], device, SPACE)
-    take = partial(take_here, SPACE, device, visit_s=QUICK["visit_s"])
+    settings = MeasuringSettings(**QUICK)
+    take = partial(take_here, SPACE, device, settings=settings)
     if device.elsewhere:
-        take = partial(take_there, SPACE, device, path, seed=0, **QUICK, watch=watch or Watch())
-    numbers = {"samples": samples, "checked_networks": 3, "max_pairs": QUICK["max_pairs"]}
+        take = partial(take_there, SPACE, device, path, settings=settings, watch=watch or Watch())
+    numbers = {"samples": samples, "checked_networks": 3, "max_pairs": settings.max_pairs}
     return transfer(SPACE, device, path, sources, TableTransfer, take, **numbers)
 
 
@@ -100,7 +102,7 @@ def test_few_measurements_make_a_table_that_says_what_was_measured(folder, tmp_p
     assert (len(more.entries), stats.pairs, stats.networks) == (7, 2, 2)
     assert table.entries.items() <= more.entries.items()
     assert set(stats.proposed_pairs).isdisjoint(more.entries)
-    full, stats = profile(SPACE, NEW, path, rounds=3, networks=8, **QUICK)
+    full, stats = profile(SPACE, NEW, path, MeasuringSettings(rounds=3, networks=8, **QUICK))
     assert (len(full.entries), full.transferred) == (60, None)
     assert more.entries.items() <= full.entries.items()
     with pytest.raises(UserError, match="was measured, which is better"):

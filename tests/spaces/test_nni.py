@@ -115,6 +115,11 @@ NETWORKS = (
     pytest.param(f"{HUB}.ShuffleNetSpace", {}, id="ShuffleNet"),
     pytest.param(f"{HUB}.NasBench201", {"stem_out_channels": 4, "num_modules_per_stack": 1}, id="NasBench201"),
     pytest.param(f"{HUB}.DARTS", {"width": 4, "num_cells": 3, "dataset": "cifar"}, id="DARTS"),
+    pytest.param(
+        f"{HUB}.AutoFormer",
+        {"search_embed_dim": [16, 24], "search_num_heads": [1, 2], "search_depth": [1, 2], "img_size": 16, "patch_size": 4},
+        id="AutoFormer",
+    ),
 )
 
 

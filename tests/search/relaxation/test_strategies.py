@@ -32,8 +32,9 @@ from search.relaxation.tangle import Tangle
 from search.training import SupernetTraining, train
 from search.training.sandwich import Sandwich
 from spaces.choice import Architecture
-from spaces.entangled import Entangled, Gates
+from spaces.entangled import Entangled
 from spaces.errors import UserError
+from spaces.mixing import Gates
 from spaces.mobile import MobileSpace
 from spaces.supernet import Supernet
 

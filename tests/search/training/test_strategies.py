@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
 from torch.nn import functional as F
 
+from latency_lut.command import CONFIG_FOLDER
 from search.data import Digits
 from search.evaluation import Evaluator
 from search.training import Distillation, Step, Strategy, SupernetTraining, train
@@ -227,6 +231,57 @@ def test_residual_branches_can_begin_with_nothing(evaluator: Evaluator) -> None:
     skips = [n for n in space.network(space.largest()).nodes if n.spec.skip_bits]
     assert skips
     assert all(supernet.layer(n.name).get_parameter("norm_weight").abs().max() == 0 for n in skips)
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "teacher": {"teacher": "float"},
+    "module": {"teacher": torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))},
+    "labels": {"labels": 0.5},
+    "temperature": {"temperature": 3.0},
+    "attention": {"attention": 1.0},
+}
+CONFIGURED = sorted(path.stem for path in (CONFIG_FOLDER / "supernet").glob("*.yaml") if path.stem != "one_by_one")
+
+
+def configured(name: str) -> Strategy:
+    """The strategy of a file in `conf/supernet/`."""
+    with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
+        strategy = instantiate(compose("search", [f"supernet={name}"]).supernet.strategy)
+    assert isinstance(strategy, Strategy)
+    return strategy
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("name", CONFIGURED)
+def test_a_setting_of_the_distillation_changes_what_is_learned_or_is_refused(
+    name: str, setting: str, tiny_space: MobileSpace, evaluator: Evaluator
+) -> None:
+    """Of every strategy that there is, in a late step that is a sandwich."""
+
+    def gradients(distillation: Distillation) -> torch.Tensor:
+        torch.manual_seed(0)
+        supernet, strategy = Supernet(tiny_space), configured(name)
+        SupernetTraining(supernet, strategy, 1, 0.02, 0.0, 0, evaluator, distillation=distillation)
+        strategy.backward(step_of(supernet, 120, 128, distillation))
+        return torch.cat([torch.zeros_like(p).flatten() if p.grad is None else p.grad.flatten() for p in supernet.parameters()])
+
+    usual, refused = gradients(Distillation()), ""
+    try:
+        with_setting = gradients(Distillation(**SETTINGS[setting]))
+    except UserError as error:
+        refused = str(error)
+    if refused:
+        named = "teacher" if setting == "module" else setting
+        assert re.fullmatch(f"distillation.{named} is .*; allowed is .*", refused)
+    else:
+        assert (with_setting - usual).norm() > 0.01 * usual.norm()
+
+
+@pytest.mark.parametrize("name", ["sorted", "uniform"])
+def test_where_nobody_teaches_no_setting_of_the_distillation_is_taken(name: str, tiny_space: MobileSpace) -> None:
+    for settings in SETTINGS.values():
+        with pytest.raises(UserError, match=f"the strategy {name} trains all networks on the labels; allowed is .*sandwich"):
+            configured(name).check(tiny_space, Distillation(**settings))
 
 
 @pytest.mark.parametrize("name", ["cosine", "constant_ending"])
