@@ -80,10 +80,10 @@ class LatencyPredictor:
         effects = prices.effects
         regression = fit_regression(rows, known_us, variances, effects.expected, effects.scales, len(COEFFICIENTS), stds)
         if table.transferred is not None and transferred:
-            # The fit says how well the predictions are reproduced; how wrong these may be comes on top of it.
-            error = math.hypot(regression.error, float(np.median(stds[len(kept) :])))
+            told = slice(len(kept), None)
+            widening = _widening(regression, rows[told], known_us[told], variances[told], stds[told])
             loo_error = table.transferred.network_error or regression.loo_error
-            regression = replace(regression, error=error, loo_error=loo_error, widening=max(1.0, regression.widening))
+            regression = replace(regression, loo_error=loo_error, widening=widening)
         unknown = LatencyQuality.of([1.0, 2.0], [1.0, 1.0], [1.0, 2.0])
         predictor = cls(prices, regression, unknown)
         predicted = [predictor.predict(space.network(timing.architecture), timing.lowerings) for timing in held]
@@ -196,3 +196,21 @@ def _design(known: Sequence[Drawn], space: Space, prices: LayerPrices) -> tuple[
         rows.append(row_of(layers, sources_of(network), chosen, prices.effects))
         variances.append(sum(price.std_us**2 for price in chosen))
     return np.array(rows), np.array(variances)
+
+
+def _widening(
+    regression: Regression, rows: np.ndarray, us: np.ndarray, layers_variance_us2: np.ndarray, stds: np.ndarray
+) -> float:
+    """What makes a model that was fitted to predictions as unsure in the mean as these are, and as its own error on them.
+
+    Args:
+        regression: the fit.
+        rows: `(n, columns)`, of the networks that were predicted from other devices.
+        us: `(n,)`, the predictions.
+        layers_variance_us2: `(n,)`, see `fit_regression`.
+        stds: `(n,)`, the predictions' standard deviations, relative to them.
+    """
+    plain = replace(regression, widening=1.0)
+    own = [plain.variance_us2(*of) / of[1] ** 2 for of in zip(rows, us, layers_variance_us2, strict=True)]
+    wanted = stds**2 + (rows @ regression.coefficients / us - 1.0) ** 2
+    return math.sqrt(float(np.mean(wanted)) / float(np.mean(own)))
