@@ -114,7 +114,7 @@ def timed(job: Job, device: Device, architectures: Iterable[Architecture], folde
     folders = [folder / device.name / str(index) for index in range(len(distinct))]
     cards = [exporter.make(architecture, path) for architecture, path in zip(distinct, folders, strict=True)]
     models = [(path / exporter.model_name).read_bytes() for path in folders]
-    timings, _ = retime(models, job.table(device), device, rounds=rounds, seed=job.seed)
+    timings, _ = retime(models, job.space, job.table(device), device, rounds=rounds, seed=job.seed)
     return Timed(
         {a: timing.us for a, timing in zip(distinct, timings, strict=True)},
         {a: float(card["accuracy_runtime"]) for a, card in zip(distinct, cards, strict=True)},

@@ -4,7 +4,7 @@
 many networks as a run begins with are drawn as a run draws them and evaluated with the supernet. They are cut into sets as
 large as those that a run holds out; each is ranked by predictors that were fitted to the others, once with the predictor's own
 features and once with proxies beside them. So taus with and without proxies are of the same networks, and their differences are
-averaged. The kind of predictor is chosen anew each time, as `predictor=auto` does.
+averaged. The kind of predictor is chosen as a run with `predictor=auto` does it, once for each seed and set of features.
 
 What was evaluated and scored is kept in `FOLDER/proxy_features`. The last line is JSON.
 """
@@ -41,7 +41,7 @@ SETS = "naswot+synflow,grad_norm+snip+grasp+synflow+jacobian_covariance+naswot+z
 def measured(job: Job, architectures: Sequence[Architecture], folder: Path, seed: int) -> list[float]:
     """Accuracies with the supernet's weights, in order."""
     known = Evaluations(folder / f"evaluations-{seed}.parquet", job.space, job.evaluations_key)
-    known.evaluate(architectures, INITIAL, job.workers.evaluate)
+    known.evaluate(architectures, INITIAL, job.workforce.evaluate)
     accuracy = {e.architecture: e.accuracy for e in known}
     return [accuracy[a] for a in architectures]
 
@@ -59,12 +59,14 @@ def scored(job: Job, architectures: Sequence[Architecture], names: Sequence[str]
 def held_out_taus(features: np.ndarray, accuracies: np.ndarray, held_out: int, seed: int) -> list[float]:
     """Kendall's tau on every held-out set."""
     order = np.random.default_rng(seed).permutation(len(accuracies))
-    taus = []
+    taus: list[float] = []
+    kind = None
     for start in range(0, len(order) - held_out + 1, held_out):
         test = order[start : start + held_out]
         train = np.setdiff1d(order, test)
-        predictor = Automatic(seed=seed)
+        predictor = Automatic(seed, kind)
         predictor.fit(features[train], accuracies[train].tolist())
+        kind = predictor.kind
         taus.append(rank_correlation(predictor.predict(features[test])[0], accuracies[test]))
     return taus
 

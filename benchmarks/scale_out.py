@@ -3,8 +3,9 @@
 `python -m benchmarks.scale_out [key=value ...]`; needs `pip install -e '.[cluster]'`.
 
 * `dask_speedup`: evaluations per second of real networks of the default space (extracted, recalibrated, measured on
-  the digits) by two workers of Dask over one; `repeats` times in turn, medians. `dask_overhead_ms`: what is left per
-  evaluation when the evaluation itself takes no time, by one worker.
+  the digits) by two workers of Dask over one; `repeats` times in turn, medians. `machine_speedup`: the same by two plain
+  processes over one, which is what the machine gives. `dask_overhead_ms`: what is left per evaluation when the evaluation
+  itself takes no time, by one worker.
 * `storages`: trials per second of a shared study (`search.shared_study`) whose evaluations take no time, with 1, 2, 4 and
   8 processes: SQLite, and PostgreSQL where one is installed. What a storage does at most is its limit.
 * `workers_at_90_percent`: a simulation from these figures. Workers evaluate for a time drawn from the measured times of real
@@ -22,8 +23,8 @@ import statistics
 import sys
 import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import product
 from multiprocessing.synchronize import Event
@@ -34,10 +35,12 @@ import optuna
 import torch
 
 from benchmarks.defaults import device_and_space, options
-from search.dask_workers import DaskWorkers
+from search import dask_pool
+from search.dask_pool import DaskPool
 from search.data.digits import Digits
 from search.evaluation import Evaluation, Evaluator, Weights, calibration_batches, collect
 from search.shared_study import SharedStudy
+from search.workers import PoolWorkers, WithWeights
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.space import Space
@@ -61,30 +64,53 @@ class Instant(Evaluator):
 # -- Dask ---------------------------------------------------------------------------------------------------------------------
 
 
-def rate_by_dask(workers: DaskWorkers, architectures: Sequence[Architecture]) -> float:
+def rate_by_dask(workers: PoolWorkers, architectures: Sequence[Architecture]) -> float:
     """Evaluations per second."""
     begin = time.perf_counter()
     count = sum(1 for _ in workers.evaluate(architectures))
     return count / (time.perf_counter() - begin)
 
 
+def alone_s(measure: WithWeights, architectures: Sequence[Architecture]) -> float:
+    """Seconds that a process takes for evaluations."""
+    torch.set_num_threads(1)
+    begin = time.perf_counter()
+    for architecture in architectures:
+        measure(architecture)
+    return time.perf_counter() - begin
+
+
+def machine_speedup(measure: WithWeights, architectures: Sequence[Architecture], repeats: int) -> float:
+    """Evaluations per second by two processes that know nothing of each other, over those of one."""
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as processes:
+
+        def seconds(count: int) -> float:
+            return max(f.result() for f in [processes.submit(alone_s, measure, architectures) for _ in range(count)])
+
+        seconds(2)  # imports
+        return statistics.median(2 * seconds(1) / seconds(2) for _ in range(repeats))
+
+
 def by_dask(evaluator: Evaluator, supernet: Supernet, architectures: Sequence[Architecture], repeats: int) -> dict[str, float]:
     """Rates with one and two workers, and the overhead of an evaluation."""
     rates: dict[int, list[float]] = {1: [], 2: []}
-    warnings.filterwarnings("ignore", "Port 8787", UserWarning)  # of the second cluster's status page, which nobody opens
-    with closing(DaskWorkers(evaluator, supernet, 1)) as one, closing(DaskWorkers(evaluator, supernet, 2)) as two:
+    with closing(DaskPool(1)) as first, closing(DaskPool(2)) as second:
+        one, two = (PoolWorkers(pool, WithWeights(evaluator, supernet)) for pool in (first, second))
         for workers in (one, two):
             rate_by_dask(workers, architectures[:4])  # imports, weights
         for _ in range(repeats):
             rates[1].append(rate_by_dask(one, architectures))
             rates[2].append(rate_by_dask(two, architectures))
-    with closing(DaskWorkers(Instant([], evaluator.split), supernet, 1)) as instant:
+    with closing(DaskPool(1)) as pool:
+        instant = PoolWorkers(pool, WithWeights(Instant([], evaluator.split), supernet))
         many = [*architectures] * 5
         rate_by_dask(instant, many[:4])
+        dask_pool.GROUP_S = 0.0  # one by one, as evaluations are handed out that do take their time
         overhead_s = statistics.median(1.0 / rate_by_dask(instant, many) for _ in range(repeats))
     return {
         "dask_evaluations_per_s_1": round(statistics.median(rates[1]), 2),
         "dask_evaluations_per_s_2": round(statistics.median(rates[2]), 2),
+        "machine_speedup": round(machine_speedup(WithWeights(evaluator, supernet), architectures, repeats), 3),
         "dask_speedup": round(statistics.median(b / a for a, b in zip(rates[1], rates[2], strict=True)), 3),
         "dask_overhead_ms": round(1e3 * overhead_s, 2),
     }

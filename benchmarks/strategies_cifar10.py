@@ -11,8 +11,9 @@ JSON with the figures of every strategy on the last line.
 
 Every training strategy trains a supernet of its own for as many epochs as take the arithmetic of `epochs` of the plain sandwich
 rule (`bignas`); multiply-accumulates are counted, not seconds. It is searched by `python -m search` with as many evaluations as
-take the arithmetic of the gradient strategies, which search in the default strategy's supernet. `strategies_phases.py` has what
-they are judged by, `strategies_report.py` how it is shown. Each phase is a process of its own, so its memory is known.
+take the arithmetic of the gradient strategies, which search in the default strategy's supernet, as search strategies do.
+`uniform_int8` is the default strategy in a space of dense int8 networks. `strategies_phases.py` has what they are judged by,
+`strategies_report.py` how it is shown. Each phase is a process of its own, so its memory is known.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from benchmarks import strategies_report
-from benchmarks.strategies_phases import ALONE_PARTS, DEFAULT, GRADIENT, TRAINING, Bench, arithmetic
+from benchmarks.strategies_phases import ALL, ALONE_PARTS, DEFAULT, GRADIENT, INT8, SEARCHING, TRAINING, Bench, arithmetic
 from latency_lut.command import CONFIG_FOLDER
 from search.data.contract import digest, files_digest
 from spaces.errors import UserError
@@ -83,10 +84,10 @@ def parse(arguments: Sequence[str]) -> Options:
             raise SystemExit(
                 f"error: no file {Path(data) / f'{part}.parquet'}; pass data=FOLDER with train.parquet and test.parquet"
             )
-    phase, chosen = pairs.pop("phase", None), pairs.pop("strategies", ",".join((*TRAINING, *GRADIENT))).split(",")
+    phase, chosen = pairs.pop("phase", None), pairs.pop("strategies", ",".join(ALL)).split(",")
     for strategy in chosen:
-        if strategy not in (*TRAINING, *GRADIENT):
-            raise SystemExit(f"error: strategies={strategy}; allowed are {', '.join((*TRAINING, *GRADIENT))}")
+        if strategy not in ALL:
+            raise SystemExit(f"error: strategies={strategy}; allowed are {', '.join(ALL)}")
     values: dict[str, Any] = dict(settings[name])
     for key, text in pairs.items():
         if key not in values:
@@ -124,19 +125,23 @@ class Schedule:
     @property
     def waves(self) -> list[list[tuple[str, list[str]]]]:
         """Phases with their commands; those of a wave do not depend on each other."""
-        bench, gradient = self.bench, [s for s in GRADIENT if s in self.options.strategies]
-        timing = "timing:" + "+".join((*self.training, *gradient))
+        bench, chosen = self.bench, self.options.strategies
+        own = [*self.training, *((INT8,) if INT8 in chosen else ())]
+        searching, gradient = ([s for s in family if s in chosen] for family in (SEARCHING, GRADIENT))
+        timing = "timing:" + "+".join((*own, *searching, *gradient))
         shorter = [f"{DEFAULT}@{length}" for length in bench.lengths]
         alone = [f"alone:{length}:{part}" for length in ("1.0", "equal", *bench.lengths) for part in range(ALONE_PARTS)]
         return [
             [("tables", bench.search_command(DEFAULT, ["space", "tables"]))],
-            [(f"supernet:{s}", bench.search_command(s, ["space", "tables", "supernet"])) for s in (*self.training, *shorter)]
+            [(f"tables:{s}", bench.search_command(s, ["space", "tables"])) for s in own if s == INT8],
+            [(f"supernet:{s}", bench.search_command(s, ["space", "tables", "supernet"])) for s in (*own, *shorter)]
             + [(name, self.own(name)) for name in alone],
-            [(f"search:{s}", bench.search_command(s, ["predictors", "study"])) for s in self.training]
+            [(f"search:{s}", bench.search_command(s, ["predictors", "study"])) for s in own]
             + [(f"judge:{s}", self.own(f"judge:{s}")) for s in (*self.training, *shorter)],
             [
-                (f"search:{s}", bench.search_command(s, ["space", "tables", "supernet", "predictors", "relax"]))
-                for s in gradient
+                (f"search:{s}", bench.search_command(s, ["space", "tables", "supernet", "predictors", last]))
+                for last, family in (("study", searching), ("relax", gradient))
+                for s in family
             ],
             [(timing, self.own(timing))],
         ]

@@ -45,6 +45,9 @@ DEFAULT = "sandwich"
 PLAIN = "bignas"  # the sandwich rule in every step, as published; its epochs are what other strategies' are made equal to
 TRAINING = ("sandwich", "bignas", "sorted", "progressive", "uniform")
 GRADIENT = ("tangle", "proxyless", "dass", "quantnas", "once_for_both")
+SEARCHING = ("upper_confidence", "reinforce", "training_free")  # in the default's supernet, beside its own study
+INT8 = "uniform_int8"  # trained and searched as the default is, in the space's dense networks with int8 everywhere
+ALL = (*TRAINING, INT8, *SEARCHING, *GRADIENT)
 DRY_STEPS = 64
 ALONE_PARTS = 2  # processes that share the networks trained alone
 POOL = 10  # networks drawn for each that is trained alone
@@ -76,6 +79,7 @@ class Bench:
     lengths: Sequence[float]
     networks: int
     learning_rate: float
+    supernet_learning_rate: float
     members: Sequence[float]
     member_epochs: int
     timed: int
@@ -95,8 +99,8 @@ class Bench:
             f"data.limit={'null' if self.rows is None else self.rows}",
             "data.resolutions=[32]",
             "device=[x86]",
-            *supernet_overrides(strategy),
-            f"supernet.learning_rate={self.learning_rate}",
+            *own_overrides(strategy),
+            f"supernet.learning_rate={self.supernet_learning_rate}",
             f"seed={self.seed}",
             f"threads={'null' if self.threads is None else self.threads}",
         ]
@@ -104,7 +108,7 @@ class Bench:
     def overrides(self, strategy: str) -> list[str]:
         """All settings for a strategy; `sandwich@0.5` trains for half of the epochs."""
         name, _, length = strategy.partition("@")
-        epochs = self.epochs_of(name if name in TRAINING else DEFAULT, float(length or 1.0))
+        epochs = self.epochs_of(supernet_of(name), float(length or 1.0))
         given = [*self.base_overrides(name), f"supernet.epochs={epochs}"]
         if name in GRADIENT:
             given += [f"relaxation={name}", f"relaxation.epochs={self.member_epochs}"]
@@ -225,14 +229,14 @@ class Bench:
             for source, front in self.fronts(job, strategy).items():
                 for a in front:
                     rows.append({"strategy": source, "accuracy": evaluator.evaluate(job.supernet, a).accuracy})
-                    networks.append(a)
+                    networks.append((job, a))
         job = self.job(DEFAULT)
-        networks.append(uniform(job.space, job.space.largest(), FLOAT))
+        networks.append((job, uniform(job.space, job.space.largest(), FLOAT)))
         device, rng, models = job.devices["x86"], np.random.default_rng(self.seed), []
-        for a in networks:
-            network = job.space.network(a)
-            models.append(build_random(network, job.latency["x86"].plan(network), rng, device))
-        timings, speed = retime(models, job.table(device), device)
+        for own, a in networks:
+            network = own.space.network(a)
+            models.append(build_random(network, own.latency["x86"].plan(network), rng, device))
+        timings, speed = retime(models, job.space, job.table(device), device)
         for row, timing in zip(rows, timings[:-1], strict=True):
             row["us"] = timing.us
         result = {"rows": rows, "largest_us": timings[-1].us, "speed": speed, "device": device.describe()}
@@ -266,11 +270,24 @@ class Bench:
             write_atomically(path, json.dumps(make()))
 
 
-def supernet_overrides(strategy: str) -> list[str]:
-    """Which supernet a strategy trains, or searches in."""
+def supernet_of(strategy: str) -> str:
+    """The strategy whose supernet it searches in: its own, if it trains one."""
+    return strategy if strategy in (*TRAINING, INT8) else DEFAULT
+
+
+def own_overrides(strategy: str) -> list[str]:
+    """What is a strategy's own in the settings of `python -m search`: space, supernet and study."""
     if strategy == PLAIN:
-        return ["supernet=sandwich", "supernet.strategy.every=1", "supernet.strategy.random_networks=2"]
-    return [f"supernet={strategy if strategy in TRAINING else DEFAULT}"]
+        published = ("strategy.every=1", "strategy.random_networks=2", "distillation.labels=0.0")
+        return ["supernet=sandwich", *(f"supernet.{setting}" for setting in published)]
+    if strategy == INT8:
+        return ["supernet=sandwich", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
+    given = [f"supernet={supernet_of(strategy)}"]
+    if strategy == "upper_confidence":
+        given.append("study.strategy.choose=upper_confidence")
+    elif strategy in SEARCHING:
+        given.append(f"study={strategy}")
+    return given
 
 
 def reference_networks(space: Space, count: int, seed: int) -> list[Architecture]:
@@ -286,7 +303,7 @@ def arithmetic(bench: Bench) -> None:
     if path.exists():
         return
     counting = Path(bench.work) / "counting"
-    jobs = {strategy: _job([*bench.base_overrides(strategy), *bench.search], counting) for strategy in TRAINING}
+    jobs = {strategy: _job([*bench.base_overrides(strategy), *bench.search], counting) for strategy in (*TRAINING, INT8)}
     job = jobs[DEFAULT]
     space, rng = job.space, np.random.default_rng(bench.seed)
     chosen = reference_networks(space, bench.networks, bench.seed)

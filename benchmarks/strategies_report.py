@@ -6,6 +6,7 @@ import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from benchmarks.strategies_phases import DEFAULT, GRADIENT, PLAIN, TRAINING, Bench
+from benchmarks.strategies_phases import DEFAULT, GRADIENT, INT8, PLAIN, SEARCHING, Bench, supernet_of
 from search.objectives import hypervolume
 from spaces.files import write_atomically
 
@@ -25,7 +26,7 @@ CHANCE = 0.1
 BUDGETS = (0.25, 0.5)  # shares of the largest float network's latency
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 # Okabe and Ito, which colour-blind people can tell apart.
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000", "#8A8F98", "#999933")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000")
 
 Figures = dict[str, Any]
 
@@ -37,6 +38,7 @@ def write(bench: Bench, strategies: Sequence[str], docs: Path | None) -> Figures
     result = {
         "strategies": rows,
         "supernet_pays": pays(bench),
+        "over_uniform_int8": over_int8(timing) if INT8 in rows else None,
         "gap_points_by_epochs": curve(bench),
         "setting": bench.setting,
         "rows": bench.rows,
@@ -63,9 +65,7 @@ def figures(bench: Bench, strategy: str, timing: Mapping[str, Any]) -> Figures:
     for share in BUDGETS:
         fast = [r["accuracy"] for r in front if r["us"] <= share * reference_us]
         at_budget[f"{share * reference_us:.0f} us"] = max(fast, default=None)
-    weights = strategy if strategy in TRAINING else DEFAULT
-    alone, inherited = accuracies(bench, "alone-1.0"), accuracies(bench, f"inherited-{weights}")
-    finished = accuracies(bench, f"finished-{weights}")
+    weights = supernet_of(strategy)
     supernet = bench.job(weights).run.facts("supernet")
     searched = [f"search:{strategy}"] if strategy != "random" else []
     costs = [cost(bench, phase) for phase in (f"supernet:{weights}", *searched)]
@@ -73,15 +73,47 @@ def figures(bench: Bench, strategy: str, timing: Mapping[str, Any]) -> Figures:
         "hypervolume": volume,
         "accuracy_at_budget": at_budget,
         "networks_on_front": len(front),
-        "tau": float(kendalltau(inherited, alone).statistic),
-        "gap_points": 100.0 * float(np.mean(alone) - np.mean(inherited)),
-        "gap_finished_points": 100.0 * float(np.mean(alone) - np.mean(finished)),
+        **judged(bench, weights),
         "weights": weights,
         "train_macs": supernet["macs"],
         "train_epochs": supernet["epochs"],
         "train_s": costs[0]["cpu_s"],
         "search_s": costs[1]["cpu_s"] if searched else None,
         "peak_mib": max(c["peak_mib"] for c in costs),
+    }
+
+
+def judged(bench: Bench, weights: str) -> Figures:
+    """How a supernet's networks compare with those trained alone, which are in the whole space only."""
+    if weights == INT8:
+        return dict.fromkeys(("tau", "gap_points", "gap_finished_points"))
+    alone, inherited = accuracies(bench, "alone-1.0"), accuracies(bench, f"inherited-{weights}")
+    finished = accuracies(bench, f"finished-{weights}")
+    return {
+        "tau": float(kendalltau(inherited, alone).statistic),
+        "gap_points": 100.0 * float(np.mean(alone) - np.mean(inherited)),
+        "gap_finished_points": 100.0 * float(np.mean(alone) - np.mean(finished)),
+    }
+
+
+def over_int8(timing: Mapping[str, Any]) -> Figures:
+    """The default's front against that of dense int8 networks, by test accuracy as inherited and measured latency.
+
+    At each latency of the int8 front, the points by which the default's best network that is not slower is more accurate; at
+    each accuracy, how many times faster its fastest network that is not less accurate is. Medians and extremes, where there are
+    such.
+    """
+    fronts = {name: [(r["us"], r["accuracy"]) for r in timing["rows"] if r["strategy"] == name] for name in (DEFAULT, INT8)}
+    points, speedups = [], []
+    for us, accuracy in fronts[INT8]:
+        as_fast = [own for own_us, own in fronts[DEFAULT] if own_us <= us]
+        as_good = [own_us for own_us, own in fronts[DEFAULT] if own >= accuracy]
+        points += [100.0 * (max(as_fast) - accuracy)] if as_fast else []
+        speedups += [us / min(as_good)] if as_good else []
+    return {
+        f"{name}{suffix}": float(function(values)) if values else None
+        for name, values in (("points", points), ("speedup", speedups))
+        for suffix, function in (("", np.median), ("_lowest", min), ("_highest", max))
     }
 
 
@@ -144,7 +176,8 @@ def tables(result: Mapping[str, Any]) -> str:
     body = []
     for name, row in sorted(rows.items(), key=lambda item: -item[1]["hypervolume"]):
         at_budget = [shown(row["accuracy_at_budget"][b], "{:.1%}") for b in budgets]
-        gaps = [f"{row['tau']:.2f}", f"{row['gap_points']:+.1f}", f"{row['gap_finished_points']:+.1f}"]
+        forms = {"tau": "{:.2f}", "gap_points": "{:+.1f}", "gap_finished_points": "{:+.1f}"}
+        gaps = [shown(row[key], form) for key, form in forms.items()]
         own = gaps if row["weights"] == name else ["as " + row["weights"], "", ""]
         costs = [
             str(row["train_epochs"]),
@@ -157,6 +190,8 @@ def tables(result: Mapping[str, Any]) -> str:
     size = f"{result['rows'] or 'all'} rows of the training file, the arithmetic of {result['epochs']} epochs of `{PLAIN}`"
     described = "; ".join(f"{key} {value}" for key, value in result["machine"].items())
     lines += ["", f"Setting `{result['setting']}`: {size}. {described}.", "", *paid(pays_)]
+    if over := result["over_uniform_int8"]:
+        lines += ["", against_int8(over)]
     by_length = ", ".join(f"{epochs}: {gap:+.1f}" for epochs, gap in by_epochs.items())
     lines += ["", f"Gap without any retraining, in points, by epochs of the networks trained alone: {by_length}."]
     return "\n".join(lines) + "\n"
@@ -174,6 +209,16 @@ def paid(pays_: Mapping[str, Any]) -> list[str]:
     ]
 
 
+def against_int8(over: Mapping[str, float | None]) -> str:
+    """The default's front and that of dense int8 networks, in words."""
+    forms = {"points": "{:+.1f}", "speedup": "{:.2f}x"}
+    at = {name: [shown(over[name + end], form) for end in ("", "_lowest", "_highest")] for name, form in forms.items()}
+    return (
+        f"`{DEFAULT}` against `{INT8}`, as inherited, median over the latter's front (lowest and highest): at equal measured "
+        "latency {} points ({}, {}), at equal accuracy {} faster ({}, {}).".format(*at["points"], *at["speedup"])
+    )
+
+
 def shown(value: float | None, form: str) -> str:
     return "none" if value is None else form.format(value)
 
@@ -181,13 +226,14 @@ def shown(value: float | None, form: str) -> str:
 def picture(rows: Mapping[str, Figures], timing: Mapping[str, Any], path: Path) -> None:
     """Measured fronts, and how far inherited and finished networks are from those trained alone."""
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
-    for colour, strategy in zip(COLOURS, rows, strict=False):
+    for colour, strategy in zip(cycle(COLOURS), rows, strict=False):
         front = sorted((r["us"], 100.0 * r["accuracy"]) for r in timing["rows"] if r["strategy"] == strategy)
-        style = {"sandwich": "-", "random": ":"}.get(strategy, "--" if strategy in GRADIENT else "-.")
+        dashes = "--" if strategy in GRADIENT else ":" if strategy in (*SEARCHING, "random") else "-."
+        style = "-" if strategy in (DEFAULT, INT8) else dashes
         left.plot([p[0] for p in front], [p[1] for p in front], style, marker="o", markersize=4, color=colour, label=strategy)
     left.set(xscale="log", xlabel="latency on x86, µs (measured)", ylabel="test accuracy, inherited, %")
     left.legend(fontsize=8)
-    own = [s for s in rows if rows[s]["weights"] == s]
+    own = [s for s in rows if rows[s]["weights"] == s and rows[s]["tau"] is not None]
     at = np.arange(len(own))
     for offset, kind, label in ((-0.2, "gap_points", "as inherited"), (0.2, "gap_finished_points", "finished")):
         right.bar(at + offset, [rows[s][kind] for s in own], 0.4, label=label, color=COLOURS[0 if offset < 0 else 1])

@@ -62,13 +62,15 @@ def _wait(descriptor: int) -> None:
 
 
 def try_lock(descriptor: int) -> bool:
-    """Lock an open file for this process; whether it has it now. Where the system has no such locks, everybody has it."""
+    """Lock an open file for this process; whether it has it now. Where the file cannot be locked, everybody has it."""
     if fcntl is None:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
+    except OSError:
+        return True  # such as a network file system
     return True
 
 

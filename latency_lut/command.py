@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spaces.errors import UserError
+from spaces.files import is_full, not_written
 
 Command = Callable[[DictConfig], None]
 FileCommand = Callable[[Path, DictConfig], None]
@@ -101,8 +102,20 @@ def mistake(error: BaseException) -> str | None:
         return _one_line(str(error)) if _names_wrongly(error) else None
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return _one_line(str(error))
+    full = _full_disk(error)
+    if full is not None:
+        return _one_line(not_written(full.filename or "a file", full))
     if _is_of_a_launcher(error):
         return _one_line(f"a job ended without a result: {error}")[:300] + "; the same command does what is missing"
+    return None
+
+
+def _full_disk(error: BaseException | None) -> OSError | None:
+    """The error behind an error that says that a disk is full; libraries raise their own meanwhile."""
+    while error is not None:
+        if isinstance(error, OSError) and is_full(error):
+            return error
+        error = error.__cause__ or error.__context__
     return None
 
 

@@ -1,4 +1,9 @@
-"""One session of measuring: pairs and whole networks, timed into a table at the speed of its anchors."""
+"""One session of measuring: pairs and whole networks, timed into a table at the speed of its anchors.
+
+Networks keep time for networks: what slows a machine for seconds slows whole networks and single layers differently, so that
+batches of networks which only layers tie together are some percent apart. So once a table has networks, some of them, of all
+sizes, are loaded and timed along with every further batch of networks.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +22,7 @@ from spaces.layers import Network
 from spaces.space import Space
 
 ANCHORS = 10
+NETWORK_ANCHORS = 16
 NETWORK_VISIT_S = 0.004
 NETWORK_ROUNDS = 25
 
@@ -52,12 +58,24 @@ class Session:
 
     def time_networks(self, space: Space, drawn: Sequence[Drawn], source: str) -> None:
         """Time a batch of whole networks, given with their lowerings, into the table."""
-        built = [(space.network(architecture), lowerings) for architecture, lowerings in drawn]
-        models = [build_random(network, lowerings, self.rng, self.device) for network, lowerings in built]
-        loaded = [self.runtime.load(model, self.device) for model in models]
-        timings = self.stopwatch.time(loaded, NETWORK_ROUNDS, NETWORK_VISIT_S, self.seed)
+        stopwatch = self.stopwatch_for_networks(space)
+        timings = stopwatch.time(self._load_networks(space, drawn), NETWORK_ROUNDS, NETWORK_VISIT_S, self.seed)
         for (architecture, lowerings), t in zip(drawn, timings, strict=True):
             self.table.networks.append(NetworkTiming(architecture, lowerings, t.us, t.spread_us, t.count, source))
+
+    def stopwatch_for_networks(self, space: Space) -> Stopwatch:
+        """One for a batch, with networks of the table as anchors; where it has too few, the one whose anchors are layers."""
+        known = sorted(self.table.networks, key=lambda network: network.us)
+        if len(known) < NETWORK_ANCHORS:
+            return self.stopwatch
+        anchors = [known[i] for i in np.linspace(0, len(known) - 1, NETWORK_ANCHORS).round().astype(int)]
+        loaded = self._load_networks(space, [(anchor.architecture, anchor.lowerings) for anchor in anchors])
+        return Stopwatch(loaded, [anchor.us for anchor in anchors])
+
+    def _load_networks(self, space: Space, drawn: Sequence[Drawn]) -> list[LoadedModel]:
+        built = [(space.network(architecture), lowerings) for architecture, lowerings in drawn]
+        models = [build_random(network, lowerings, self.rng, self.device) for network, lowerings in built]
+        return [self.runtime.load(model, self.device) for model in models]
 
     def settle(self) -> None:
         """Bring everything from the speed of the first batch to the machine's usual speed."""
@@ -81,13 +99,14 @@ def build_random(network: Network, lowerings: Sequence[str], rng: np.random.Gene
 
 
 def retime(
-    models: Sequence[bytes], table: LatencyTable, device: Device, *, rounds: int = NETWORK_ROUNDS, seed: int = 0
+    models: Sequence[bytes], space: Space, table: LatencyTable, device: Device, *, rounds: int = NETWORK_ROUNDS, seed: int = 0
 ) -> tuple[list[Timing], float]:
     """Time whole models at the speed at which a table was measured.
 
     Args:
         models: serialized.
-        table: its anchors are timed along.
+        space: the table's.
+        table: some of its networks are timed along.
         device: where.
         rounds: visits of every model.
         seed: of the order of visits.
@@ -98,5 +117,6 @@ def retime(
     """
     session = Session(table, device, (), seed)
     loaded = [session.runtime.load(model, device) for model in models]
-    timings = session.stopwatch.time(loaded, rounds, NETWORK_VISIT_S, seed)
-    return timings, session.stopwatch.speed
+    stopwatch = session.stopwatch_for_networks(space)
+    timings = stopwatch.time(loaded, rounds, NETWORK_VISIT_S, seed)
+    return timings, stopwatch.speed

@@ -11,7 +11,7 @@ where `saved` counts the conversions (and fused additions) that the network does
 a core's cache keeps from one run to the next (a layer alone finds its weights there), and `tensor kilobytes` are what the
 layers alone take in and give out, less what the network itself does. The nine coefficients are fitted to the relative errors
 of whole networks that were timed, and shrunk towards what is expected of any device: a = 1, the start of a run saved per layer,
-a fraction of it per conversion, nothing for the rest.
+a fraction of it per conversion, nothing for the rest. `predictors.effects` and `predictors.likeness` correct them.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def chosen_prices(network: Network, layers: Sequence[PricedLayer], lowerings: Se
 def row_of(
     layers: Sequence[PricedLayer], sources: Sequence[tuple[int, int]], chosen: Sequence[LayerPrice], effects: Effects
 ) -> np.ndarray:
-    """What the coefficients multiply, `(columns,)`, in the order of `Effects.names`."""
+    """What the coefficients multiply, `(columns,)`: those of `Effects.names` in their order, then those of `likeness`."""
     count = len(chosen)
     row = [0.0] * len(effects.names)
     foreign_output, alone = [False] * count, [0] * count
@@ -108,7 +108,11 @@ def row_of(
     layers_us = sum([price.us for price in chosen])
     common = (layers_us, count, 1.0, saved, kilo_elements, skips, gathers, cold_kilobytes, tensor_kilobytes)
     row[: len(common)] = common
-    return np.array(row)
+    own_us, integers = sum([price.own_us for price in chosen]), sum([layer.spec.integer for layer in layers])
+    row[effects.wholes :] = effects.whole(own_us, integers / count)
+    if not chosen[0].likeness.size:
+        return np.array(row)
+    return np.concatenate([row, np.add.reduce([price.likeness for price in chosen])])
 
 
 def cheapest(
@@ -116,21 +120,16 @@ def cheapest(
 ) -> list[LayerPrice]:
     """The cheapest choice, from the last layer to the first: main inputs form a tree, so costs add up along it.
 
-    A tensor with two readers is treated as two edges, and additions as if they were not fused; `row_of` is exact in both.
+    A tensor with two readers is treated as two edges, additions as if they were not fused, and all choices as if they made
+    equally large networks; `row_of` is exact in all three.
 
     Args:
         coefficients: of the columns of `Effects`.
-        layers: of a network.
+        layers: of a network, as `LayerPrices.settled` prices them.
         sources: as `sources_of` gives them.
     """
-    a, _, _, d, e, _, g, *_ = coefficients
-    costs: list[list[float]] = []
-    for layer in layers:
-        if len(layer.options) == 1:  # whatever it costs, it is chosen
-            costs.append([0.0])
-            continue
-        corrections = [sum([coefficients[column] * value for column, value in p.effects]) for p in layer.options]
-        costs.append([a * p.us + g * p.gathers + c for c, p in zip(corrections, layer.options, strict=True)])
+    d, e = coefficients[3], coefficients[4]
+    costs = [[price.cost_us for price in layer.options] for layer in layers]
     borders_us: list[list[float]] = []  # both sides home, only the reader foreign, only the producer, both
     for layer, (source, _) in zip(layers, sources, strict=True):
         if source < 0 or len(layer.options) * len(layers[source].options) == 1:

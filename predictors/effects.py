@@ -3,12 +3,16 @@
 The first nine, `COEFFICIENTS`, are the same on every device (see `predictors.context`). The others correct them: a layer's
 price by kind and lowering, its weights, prices that were fitted instead of measured; every border between two layers by the
 layouts on both of its sides, bytes or floats, and the arithmetic before it (there a runtime puts reorders, transpositions,
-Quantize and Dequantize); every addition of a skip by whether it is fused, and by its bytes.
+Quantize and Dequantize); every addition of a skip by whether it is fused, and by its bytes; and the time that all layers take,
+by how large the network is and how much of it computes in integers, because a network does not run its layers as warm as one
+layer alone runs again and again.
 """
 
 from __future__ import annotations
 
 import itertools
+import math
+import statistics
 
 import numpy as np
 
@@ -31,6 +35,7 @@ COEFFICIENTS = (
 START_SHARE = 0.65
 EXPECTED_STARTS = (0.0, -1.0, 0.0, -0.25, 0.0, -0.33, 0.0, 0.0, 0.0)
 NETWORK_STARTS = 10.0
+WHOLE_SHARE = 0.2  # how far the time of all layers may depend on the whole network, for `Effects.scales`
 
 NO_PRODUCER, FLOAT_PRODUCER, INTEGER_PRODUCER = range(3)
 PRODUCER_STEP, LAYOUT_STEP = 2, 12  # see `Effects.border_column`
@@ -39,6 +44,7 @@ _SKIPS = tuple(itertools.product((0, 1), (0, 1), (0, 1), (0, 1), (0, 1)))
 _PRODUCERS = ("input", "float", "integer")
 _LAYOUTS = ("home", "foreign")
 _BITS = ("floats", "bytes")
+_WHOLES = ("size", "size squared", "integers", "integers squared", "size times integers")
 
 Values = tuple[tuple[int, float], ...]
 
@@ -50,6 +56,7 @@ class Effects:
         table: its pairs say which kinds of layers and lowerings there are, and what sizes their effects may have.
 
     Attributes:
+        wholes: the first of the columns that are about a whole network.
         names: of the columns; those of effects per layer end in `_us`, per 1000 elements in `_us_per_kilo_element`.
         expected: `(columns,)`, what the coefficients are before any network was timed.
         scales: `(columns,)`, how far from that they may be, up to a common factor: a share of the price, the cheapest pair for
@@ -59,6 +66,11 @@ class Effects:
     def __init__(self, table: LatencyTable) -> None:
         known_us = table.known_us()
         start_us = min(known_us.values(), default=1.0)
+        self._start_us = START_SHARE * start_us
+        self._least_us = start_us - self._start_us
+        layers = [len(network.lowerings) for network in table.networks]
+        own_us = [self.own_us(us) for us in known_us.values()]
+        self._typical_us = statistics.median(own_us or [1.0]) * statistics.median(layers or [1])
         element_us = [1e3 * us / spec.input_elements for (spec, _), us in known_us.items()]
         kilo_us = float(np.median(element_us)) if element_us else 1.0
         names, scales = list(COEFFICIENTS), [1.0, *[start_us] * 8]
@@ -83,6 +95,9 @@ class Effects:
             skip = f"skip {_BITS[bits]}-{_BITS[output]} {_LAYOUTS[source]}{' fused' * fused}{' integer' * integer}"
             names += [f"{skip}_us", f"{skip}_us_per_kilo_element"]
             scales += [start_us, kilo_us]
+        self.wholes = len(names)
+        names += [f"whole {what} share" for what in _WHOLES]
+        scales += [WHOLE_SHARE] * len(_WHOLES)
         self.names, self.scales = tuple(names), np.array(scales)
         self.expected = np.zeros(len(names))
         self.expected[: len(COEFFICIENTS)] = START_SHARE * start_us * np.array(EXPECTED_STARTS) if known_us else 0.0
@@ -105,6 +120,15 @@ class Effects:
         if not measured:
             values.append((self._weights + 2, us))
         return tuple(values)
+
+    def own_us(self, us: float) -> float:
+        """What a layer that costs `us` alone takes beyond the start of a run."""
+        return max(us - self._start_us, self._least_us)
+
+    def whole(self, own_us: float, integer_share: float) -> tuple[float, ...]:
+        """The columns from `wholes` on, for a network whose layers take `own_us` together, the share of them in integers."""
+        size, integers = math.log(own_us / self._typical_us), integer_share - 0.5
+        return tuple(own_us * by for by in (size, size * size, integers, integers * integers, size * integers))
 
     def border_column(self, spec: LayerSpec) -> int:
         """The first column of the border before a layer, when nothing produces its input and both sides are home.

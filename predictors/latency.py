@@ -1,7 +1,8 @@
 """Latency of a network on a device: the table's layers, priced in their context.
 
 `predictors.prices` says what layers cost alone (those that were not measured are fitted), `predictors.context` and
-`predictors.effects` what can change in their places, `predictors.regression` by how much, learned from whole networks.
+`predictors.effects` what can change in their places, `predictors.likeness` how far what holds for one layer holds for another,
+and `predictors.regression` learns from whole networks by how much.
 """
 
 from __future__ import annotations
@@ -15,9 +16,11 @@ import numpy as np
 from scipy.stats import norm
 
 from latency_lut.session import Drawn
-from latency_lut.table import LatencyTable
+from latency_lut.table import LatencyTable, Pair
+from latency_lut.transferred import TransferredNetwork
 from predictors.context import cheapest, chosen_prices, row_of, sources_of
 from predictors.effects import COEFFICIENTS
+from predictors.likeness import Likeness
 from predictors.prices import LayerPrice, LayerPrices
 from predictors.quality import LatencyQuality
 from predictors.regression import Regression, fit_regression
@@ -27,6 +30,7 @@ from spaces.space import Space
 
 SMALLEST_SHARE = 0.1
 LEAST_NETWORKS = 4
+LENGTHS = (2.0, 6.0)  # of the likeness of layers, in standard deviations of their features
 
 
 class LatencyPredictor:
@@ -36,17 +40,21 @@ class LatencyPredictor:
         prices: of the layers.
         regression: what places in a network change.
         quality: errors on held-out networks.
+        likeness: its columns are the last ones of the regression; `None`: it has no such columns.
     """
 
-    def __init__(self, prices: LayerPrices, regression: Regression, quality: LatencyQuality) -> None:
+    def __init__(
+        self, prices: LayerPrices, regression: Regression, quality: LatencyQuality, likeness: Likeness | None = None
+    ) -> None:
         self.table, self.regression, self.quality = prices.table, regression, quality
-        self._prices = prices
-        self._coefficients = regression.coefficients.tolist()
+        self._prices = prices.settled(regression.coefficients, likeness)
+        self._coefficients, self._likeness = regression.coefficients.tolist(), likeness
 
     @property
     def coefficients(self) -> dict[str, float]:
-        """All coefficients by name; those that are 0 on this device are left out, but never one of `COEFFICIENTS`."""
-        named = zip(self._prices.effects.names, self._coefficients, strict=True)
+        """All coefficients with a name; those that are 0 on this device are left out, but never one of `COEFFICIENTS`."""
+        names = self._prices.effects.names
+        named = zip(names, self._coefficients[: len(names)], strict=True)
         return {name: value for name, value in named if value or name in COEFFICIENTS}
 
     @classmethod
@@ -74,22 +82,44 @@ class LatencyPredictor:
         held = [random[i] for i in order[:held_out]]
         prices = LayerPrices(table)
         known = [(timing.architecture, timing.lowerings) for timing in [*kept, *transferred]]
-        rows, variances = _design(known, space, prices)
+        rows, variances, layers = _design(known, space, prices)
         known_us = np.array([timing.us for timing in kept] + [network.estimate.us for network in transferred])
-        stds = np.array([0.0] * len(kept) + [n.estimate.std_us / n.estimate.us for n in transferred])
+        stds = np.array([timing.spread_us for timing in kept] + [n.estimate.std_us for n in transferred]) / known_us
         effects = prices.effects
-        regression = fit_regression(rows, known_us, variances, effects.expected, effects.scales, len(COEFFICIENTS), stds)
+
+        def fitted(likeness: Likeness | None) -> Regression:
+            columns = np.empty((len(rows), 0)) if likeness is None else likeness.rows
+            alike = columns.shape[1]
+            expected, scales = np.append(effects.expected, np.zeros(alike)), np.append(effects.scales, np.ones(alike))
+            if likeness is None:
+                scales[effects.wholes :] = 0.0
+            wide = np.hstack([rows, columns])
+            return fit_regression(wide, known_us, variances, expected, scales, len(COEFFICIENTS), stds, alike)
+
+        regression, likeness = fitted(None), None
+        # A few networks cannot tell such fine effects from chance, so the plain model stays unless another is clearly better.
+        fine = [(fitted(each), each) for each in (Likeness(layers, known_us, length) for length in LENGTHS)]
+        best, of_best = min(fine, key=lambda told: told[0].loo_error)
+        if best.clearly_better(regression):
+            regression, likeness = best, of_best
         if table.transferred is not None and transferred:
-            told = slice(len(kept), None)
-            widening = _widening(regression, rows[told], known_us[told], variances[told], stds[told])
-            loo_error = table.transferred.network_error or regression.loo_error
-            regression = replace(regression, loo_error=loo_error, widening=widening)
+            regression = replace(regression, loo_error=table.transferred.network_error or regression.loo_error, widening=1.0)
         unknown = LatencyQuality.of([1.0, 2.0], [1.0, 1.0], [1.0, 2.0])
-        predictor = cls(prices, regression, unknown)
+        predictor = cls(prices, regression, unknown, likeness)
+        if transferred:
+            predictor.regression = replace(regression, widening=predictor._widening_for(transferred, space))
         predicted = [predictor.predict(space.network(timing.architecture), timing.lowerings) for timing in held]
         means_us, stds_us = zip(*predicted, strict=True)
         predictor.quality = LatencyQuality.of(means_us, stds_us, [timing.us for timing in held])
         return predictor
+
+    def _widening_for(self, transferred: Sequence[TransferredNetwork], space: Space) -> float:
+        """What makes the model as unsure as the predictions that it learned from, and as it is wrong about these."""
+        told = [self.predict(space.network(each.architecture), each.lowerings) for each in transferred]
+        us, std_us = np.array(told).T
+        wanted_us, wanted_std_us = np.array([(each.estimate.us, each.estimate.std_us) for each in transferred]).T
+        wanted = (wanted_std_us / wanted_us) ** 2 + (us / wanted_us - 1.0) ** 2
+        return math.sqrt(float(np.mean(wanted)) / float(np.mean((std_us / us) ** 2)))
 
     # -- layers -------------------------------------------------------------------------------------------------------------
 
@@ -123,8 +153,16 @@ class LatencyPredictor:
             ValueError: another number of lowerings than nodes, or one that does not apply.
         """
         row, us, chosen = self._explain(network, lowerings)
+        unlike_us2 = 0.0
+        if self._likeness is not None:
+            own_us, points = np.array([price.own_us for price in chosen]), np.array([price.point for price in chosen])
+            unlike_us2 = self._likeness.unlike_us2(points, own_us, row[len(self._prices.effects.names) :])
         layers_variance = sum([price.std_us**2 for price in chosen])
-        return us, math.sqrt(self.regression.variance_us2(row, us, layers_variance))
+        return us, math.sqrt(self.regression.variance_us2(row, us, layers_variance, unlike_us2))
+
+    def predict_us(self, network: Network) -> float:
+        """The same microseconds, without their standard deviation and so in less time, with the lowerings of `plan`."""
+        return self._explain(network, None)[1]
 
     def explain(
         self, network: Network, lowerings: Sequence[str] | None = None
@@ -186,31 +224,16 @@ class LatencyPredictor:
         return json.dumps(values, indent=2)
 
 
-def _design(known: Sequence[Drawn], space: Space, prices: LayerPrices) -> tuple[np.ndarray, np.ndarray]:
-    """Rows `(n, columns)` that the coefficients multiply, and the variances `(n,)` of their layer sums."""
-    rows, variances = [], []
+def _design(
+    known: Sequence[Drawn], space: Space, prices: LayerPrices
+) -> tuple[np.ndarray, np.ndarray, list[list[tuple[Pair, float]]]]:
+    """Rows `(n, columns)` that the coefficients multiply, the variances `(n,)` of their layer sums, and each one's layers."""
+    rows, variances, own = [], [], []
     for architecture, lowerings in known:
         network = space.network(architecture)
         layers = prices.of(network.layers)
         chosen = chosen_prices(network, layers, lowerings)
         rows.append(row_of(layers, sources_of(network), chosen, prices.effects))
         variances.append(sum(price.std_us**2 for price in chosen))
-    return np.array(rows), np.array(variances)
-
-
-def _widening(
-    regression: Regression, rows: np.ndarray, us: np.ndarray, layers_variance_us2: np.ndarray, stds: np.ndarray
-) -> float:
-    """What makes a model that was fitted to predictions as unsure in the mean as these are, and as its own error on them.
-
-    Args:
-        regression: the fit.
-        rows: `(n, columns)`, of the networks that were predicted from other devices.
-        us: `(n,)`, the predictions.
-        layers_variance_us2: `(n,)`, see `fit_regression`.
-        stds: `(n,)`, the predictions' standard deviations, relative to them.
-    """
-    plain = replace(regression, widening=1.0)
-    own = [plain.variance_us2(*of) / of[1] ** 2 for of in zip(rows, us, layers_variance_us2, strict=True)]
-    wanted = stds**2 + (rows @ regression.coefficients / us - 1.0) ** 2
-    return math.sqrt(float(np.mean(wanted)) / float(np.mean(own)))
+        own.append([(price.pair, price.own_us) for price in chosen])
+    return np.array(rows), np.array(variances), own

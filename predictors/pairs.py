@@ -60,9 +60,14 @@ class PairRegressor:
         return np.asarray((raw - self._mean) / self._std)
 
     def _kernel(self, x: np.ndarray) -> np.ndarray:
-        squares = (x**2).sum(axis=1)[:, None] + (self._examples**2).sum(axis=1) - 2 * x @ self._examples.T
-        distance = np.sqrt(3 * np.maximum(squares, 0.0)) / self._length
-        return np.asarray((1 + distance) * np.exp(-distance))
+        return matern(x, self._examples, self._length)
+
+
+def matern(x: np.ndarray, y: np.ndarray, length: float) -> np.ndarray:
+    """Matern-3/2 kernel between two sets of points `(n, features)` and `(m, features)`: `(n, m)`."""
+    squares = (x**2).sum(axis=1)[:, None] + (y**2).sum(axis=1) - 2 * x @ y.T
+    distance = np.sqrt(3 * np.maximum(squares, 0.0)) / length
+    return np.asarray((1 + distance) * np.exp(-distance))
 
 
 def pair_features(pairs: Sequence[Pair]) -> np.ndarray:

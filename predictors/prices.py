@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+import numpy as np
 
 from latency_lut.device import Borders, load_runtime
 from latency_lut.lowering import applicable
 from latency_lut.table import LatencyTable, Pair, pair_key
-from predictors.effects import FLOAT_PRODUCER, INTEGER_PRODUCER, Effects, Values
+from predictors.effects import COEFFICIENTS, FLOAT_PRODUCER, INTEGER_PRODUCER, Effects, Values
+from predictors.likeness import Likeness
 from predictors.pairs import PairRegressor
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT, FLOAT_BITS
+
+LAYER_SUM, GATHERS = COEFFICIENTS.index("layer_sum"), COEFFICIENTS.index("gathers_us")
 
 
 @dataclass(frozen=True)
@@ -22,21 +28,31 @@ class LayerPrice:
 
     Args:
         lowering: its name.
+        pair: under which it is measured.
         us: microseconds.
         std_us: their standard deviation.
         measured: whether they come from the table.
         borders: the layouts of its tensors.
         gathers: whether it computes on fewer channels than the dense layer.
         effects: what else it costs depends on, as columns of `predictors.effects.Effects` and their values.
+        own_us: microseconds beyond the start of a run.
+        likeness: `(columns,)`, see `predictors.likeness`; none before `LayerPrices.settled`.
+        point: `(coordinates,)`, likewise.
+        cost_us: what it adds to a network whatever its neighbours are, by the coefficients given to `LayerPrices.settled`.
     """
 
     lowering: str
+    pair: Pair
     us: float
     std_us: float
     measured: bool
     borders: Borders
     gathers: bool
     effects: Values
+    own_us: float
+    likeness: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False)
+    point: np.ndarray = field(default_factory=lambda: np.empty(0), compare=False)
+    cost_us: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -84,9 +100,22 @@ class LayerPrices:
         self._runtime = load_runtime(str(table.device["runtime"]))
         self._regressor: PairRegressor | None = None
         self._layers: dict[LayerSpec, PricedLayer] = {}
+        self._model: tuple[np.ndarray, Likeness | None] | None = None
         # What is fitted to predictions is no surer than they are.
         stds = [estimate.std_us / estimate.us for estimate in table.estimates().values()]
         self._transfer_std = statistics.median(stds) if stds else 0.0
+
+    def settled(self, coefficients: np.ndarray, likeness: Likeness | None = None) -> LayerPrices:
+        """The same prices, with what a fitted model says of every layer in whatever place.
+
+        Args:
+            coefficients: `(columns,)` of the effects, then of the columns of `likeness`.
+            likeness: fitted to the networks that the coefficients were fitted to; `None`: it has no columns.
+        """
+        prices = copy.copy(self)
+        prices._model, prices._layers = (coefficients, likeness), {}
+        prices._keep(self._layers.values())
+        return prices
 
     def of(self, specs: Sequence[LayerSpec]) -> list[PricedLayer]:
         """Layers with their prices, in the order given."""
@@ -109,6 +138,7 @@ class LayerPrices:
                 self._regressor = PairRegressor(self.table)
             for pair, us in zip(missing, self._regressor.predict_us(missing), strict=True):
                 fitted[pair] = float(us), float(us) * math.hypot(self._regressor.std[pair[1]], self._transfer_std)
+        layers = []
         for spec, keys in pairs.items():
             options, weight_kilobytes = [], _resident_bytes(spec) / 1e3
             for name, key in zip(names[spec], keys, strict=True):
@@ -120,8 +150,9 @@ class LayerPrices:
                 borders = self._runtime.borders(spec, name, self.table.device)
                 effects = self.effects.of(spec, key[1], us, entry is not None, weight_kilobytes)
                 gathers = key[0].sparsity != "dense"
-                options.append(LayerPrice(name, us, std_us, entry is not None, borders, gathers, effects))
-            self._layers[spec] = PricedLayer(
+                own_us = self.effects.own_us(us)
+                options.append(LayerPrice(name, key, us, std_us, entry is not None, borders, gathers, effects, own_us))
+            layer = PricedLayer(
                 spec,
                 tuple(options),
                 producer=INTEGER_PRODUCER if spec.integer else FLOAT_PRODUCER,
@@ -134,6 +165,32 @@ class LayerPrices:
                 output_kilobytes=spec.output_bytes / 1024,
                 tensor_kilobytes=input_kilobytes + (spec.output_bytes + spec.output_elements * spec.skip_bits / 8) / 1024,
             )
+            layers.append(layer)
+        self._keep(layers)
+
+    def _keep(self, layers: Iterable[PricedLayer]) -> None:
+        """Remember layers, with what the model says of them when there is one."""
+        layers = list(layers)
+        if self._model is not None and layers:
+            coefficients, likeness = self._model
+            options = [price for layer in layers for price in layer.options]
+            alike = points = np.empty((len(options), 0))
+            if likeness is not None:
+                alike, points = likeness.of([price.pair for price in options], [price.own_us for price in options])
+            learned_us = alike @ coefficients[len(self.effects.names) :]
+            told = zip(options, learned_us.tolist(), alike, points, strict=True)
+            settled = iter([_settled(price, coefficients, *of_it) for price, *of_it in told])
+            layers = [replace(layer, options=tuple(next(settled) for _ in layer.options)) for layer in layers]
+        self._layers |= {layer.spec: layer for layer in layers}
+
+
+def _settled(
+    price: LayerPrice, coefficients: np.ndarray, learned_us: float, likeness: np.ndarray, point: np.ndarray
+) -> LayerPrice:
+    """A price with its columns of likeness, which the coefficients say cost `learned_us`, and its point."""
+    cost_us = coefficients[LAYER_SUM] * price.us + coefficients[GATHERS] * price.gathers + learned_us
+    cost_us += sum(coefficients[column] * value for column, value in price.effects)
+    return replace(price, likeness=likeness, point=point, cost_us=float(cost_us))
 
 
 def _resident_bytes(spec: LayerSpec) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 import sys
 import warnings
@@ -41,6 +40,7 @@ from search.stages import STAGES, Stage, of_devices, print_choices
 from search.summary import SUMMARY_FILE, read_summary
 from search.sweep import JOBS_FOLDER, SweepRecorder, job_of, with_folder
 from search.sweep_report import tell_sweep
+from search.training.fit import quiet_lightning
 from search.training.parallel import Processes
 from spaces.errors import UserError
 from spaces.files import write_atomically
@@ -69,8 +69,7 @@ def main(config: DictConfig) -> None:
 def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | None = None) -> None:
     """Run the configured stages; the recorder is told where."""
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric")
-    for name in ("pytorch_lightning", "lightning_fabric", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.WARNING)
+    quiet_lightning()
     given = None if config.run is None else Path(str(config.run))
     fallen: dict[str, list[str]] = {}
     if given is not None and (given / OVERRIDES_FILE).exists():
@@ -111,7 +110,7 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
             path,
             path.name,
             lambda holder: progress.say(f"run {path} is in use by {holder}; {does}"),
-            meanwhile=job.serve_some,
+            meanwhile=job.workforce.serve_some,
         )
         claim = held.enter_context(waiting)
         job.run.reload()  # somebody else may have worked on it meanwhile

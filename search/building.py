@@ -142,7 +142,7 @@ def build_job(
         estimators=estimators,
         predictor=lambda: predictor(seed=config.seed),
         sampler=sampler,
-        new_workers=instantiate(config.evaluator),
+        new_pool=instantiate(config.evaluator),
         storage=storage,
         profile=profile_settings,
         evaluation=evaluation_settings,
@@ -178,9 +178,10 @@ def check_training(space: Space, training: Callable[..., Any], storage: object) 
             given["strategy"].check(space, given.get("distillation") or Distillation())
         return
     training()
-    if storage is not None or HydraConfig.get().runtime.choices.get("evaluator") not in (None, "local"):
+    if storage is not None:
         raise UserError(
-            f"networks of {space.name} are trained in this process; allowed are evaluator=local and study.storage=null"
+            f"networks of {space.name} are trained by the process that asks, or on Dask: study.storage is {storage}, "
+            "allowed is null, with evaluator=dask for several at once"
         )
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 import psutil
 
 from spaces.errors import UserError
-from spaces.files import write_atomically
+from spaces.files import not_written, write_atomically
 
 BEAT_S = 2.0
 PATIENCE_S = 60.0
@@ -39,14 +39,16 @@ class Holder:
     Args:
         number: of the claim.
         host: name of the machine.
+        boot: the machine since it was started, as `this_boot` has it; machines may have the same name.
         pid: process there.
-        started: when the process started, by that machine's clock; tells it from a later one with the same number.
+        started: see `started_s`; tells it from a later process with the same number.
         user: who runs it.
         work: where it works, as a watcher is told.
     """
 
     number: int
     host: str
+    boot: str
     pid: int
     started: float
     user: str
@@ -162,23 +164,29 @@ def _wait(
 def _create(folder: Path, number: int, work: str) -> Holder | None:
     """The next claim; `None` when somebody else was first."""
     process = psutil.Process()
-    own = Holder(number, socket.gethostname(), process.pid, process.create_time(), getpass.getuser(), work)
+    here = socket.gethostname(), this_boot(), process.pid, started_s(process)
+    own = Holder(number, *here, getpass.getuser(), work)
     path = _file(folder, number, "json")
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     except FileExistsError:
         return None
     except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write") from error
-    with os.fdopen(descriptor, "w") as file:
-        json.dump(asdict(own), file)
+        raise UserError(not_written(path, error)) from error
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(asdict(own), file)
+    except OSError as error:
+        path.unlink()
+        raise UserError(not_written(path, error)) from error
     # Old claims are removed, so one that was waited with for long may have made an old number anew.
     if _numbers(folder)[-1] > number:
         path.unlink(missing_ok=True)
         return None
     for old in folder.iterdir():
         if old.stem.isdigit() and int(old.stem) < number - 1:
-            old.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # it is gone already, or another user's in a strict folder
+                old.unlink()
     return own
 
 
@@ -201,10 +209,10 @@ def _read(folder: Path, number: int) -> Holder:
     """Who made a claim; unknown while the file is being written or when it is damaged."""
     try:
         values = json.loads(_text(_file(folder, number, "json")))
-        texts = {name: str(values[name])[:200] for name in ("host", "user", "work")}
+        texts = {name: str(values[name])[:200] for name in ("host", "boot", "user", "work")}
         return Holder(number=number, pid=int(values["pid"]), started=float(values["started"]), **texts)
     except (ValueError, TypeError, KeyError):
-        return Holder(number, "unknown", -1, 0.0, "unknown", "")
+        return Holder(number, "unknown", "", -1, 0.0, "unknown", "")
 
 
 def beating(paths: Sequence[Path], watch_s: float = 3 * BEAT_S) -> set[Path]:
@@ -220,13 +228,26 @@ def _last_beat(folder: Path) -> tuple[int, str]:
     return last, _text(_file(folder, last, "beat"))
 
 
+def this_boot() -> str:
+    """Tells this machine, since its start and with the processes that are seen here, from others; empty where nothing does."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def started_s(process: psutil.Process) -> float:
+    """When a process started, in seconds since the machine did, which stays when its clock is set."""
+    return float(process.create_time() - psutil.boot_time())
+
+
 def process_ended(holder: Holder) -> bool:
     """Whether the holder is known to be gone: its process was on this machine and is no more."""
-    if holder.host != socket.gethostname() or holder.pid < 0:
+    if holder.host != socket.gethostname() or holder.boot != this_boot() or holder.pid < 0:
         return False
     try:
         process = psutil.Process(holder.pid)
-        return bool(abs(process.create_time() - holder.started) > 1.0 or process.status() == psutil.STATUS_ZOMBIE)
+        return bool(abs(started_s(process) - holder.started) > 2.0 or process.status() == psutil.STATUS_ZOMBIE)
     except psutil.NoSuchProcess:
         return True
     except psutil.Error:

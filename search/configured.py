@@ -12,6 +12,7 @@ from optuna.samplers import BaseSampler
 from latency_lut.device import Device
 from predictors.accuracy import AccuracyPredictor
 from search.objectives import Goal
+from search.pool import Pool
 from search.progress import StageProgress
 from search.proxies import ProxySettings
 from search.relaxation import RelaxationSettings
@@ -21,7 +22,6 @@ from search.strategies import SearchStrategy
 from search.study import StudySettings
 from search.training.finishing import FinishSettings
 from search.training.parallel import Processes
-from search.workers import Workers
 from spaces.space import Space
 from spaces.weights import Estimators
 
@@ -44,7 +44,7 @@ class Configured:
             the `AloneSettings` of its networks, from nothing.
         predictor: makes an accuracy predictor.
         sampler: makes an Optuna sampler from a seed.
-        new_workers: makes those who evaluate networks, from `(evaluator, supernet)`.
+        new_pool: makes those who evaluate networks and train single ones, from what tells a line.
         storage: database of a study that several processes share; `None` for none.
         profile: how tables are measured.
         evaluation: how networks are evaluated.
@@ -72,7 +72,7 @@ class Configured:
     training: Callable[..., Any]
     predictor: Callable[[], AccuracyPredictor]
     sampler: Callable[[int], BaseSampler]
-    new_workers: Callable[..., Workers]
+    new_pool: Callable[..., Pool]
     storage: str | None
     profile: ProfileSettings
     evaluation: EvaluationSettings

@@ -29,7 +29,6 @@ from spaces.files import write_atomically
 from spaces.plain import resize
 
 MOST_BYTES = 2**27  # of the test images of all sizes, and of all answers: what is more is not sent
-TWIN = "this machine, in the same runtime"
 FROM_HERE = ("accuracy_runtime", "max_abs_diff", "agreement", "failures")
 
 Card = dict[str, Any]
@@ -52,6 +51,11 @@ def check_searchable(device: Device, profile: ProfileSettings) -> None:
         device.twin  # noqa: B018 - where models are checked before they go there
     except UserError as error:
         raise UserError(f"models for device {device.name} are checked in the same runtime on this machine: {error}") from error
+
+
+def twin_place(device: Device) -> str:
+    """What cards call the place where models for a device elsewhere are checked before they go there."""
+    return f"this machine, in {device.runtime} {device.load_runtime().version()}"
 
 
 def watch_of(device: Device, progress: StageProgress) -> Watch:
@@ -106,11 +110,11 @@ def measure_elsewhere(
         for card, folder, network in zip(cards, folders, networks, strict=True)
     ]
     measured = retime_elsewhere(sent, table, device, place, watch=watch)
-    where = transport_of(device).name
+    where, here = transport_of(device).name, twin_place(device)
     complete = []
     for card, timing, outputs, own in zip(cards, measured.timings, measured.outputs, weights, strict=True):
         answered = _with_outputs(exporter, card, outputs, own, where) if outputs is not None else card
-        measured_on = {"latency": where, "accuracy": TWIN if outputs is None else where, "graph": TWIN}
+        measured_on = {"latency": where, "accuracy": here if outputs is None else where, "graph": here}
         described = {**table.device, "fingerprint": table.device_fingerprint, "statistic": STATISTIC}
         complete.append({**exporter.timed(answered, timing), "device": described, "measured_on": measured_on})
     for card, folder in zip(complete, folders, strict=True):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -22,19 +21,16 @@ from predictors.energy import EnergyPredictor
 from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
 from search import __version__
-from search.candidates import Candidate
 from search.configured import Configured
 from search.data import check_batch, fingerprint
-from search.evaluation import Evaluation, Evaluator, Split, Weights, calibration_batches, collect, training_sample
+from search.evaluation import Evaluator, Split, Weights, calibration_batches, collect, training_sample
 from search.evaluations import Evaluations
-from search.fronts import choose
 from search.objectives import Goal, devices_of
-from search.one_by_one import Halving, TrainedNetworks
+from search.one_by_one import TrainedNetworks
 from search.predicted import PredictedValues
 from search.proxies import ProxyScores, compressed
 from search.run import digest
-from search.shared_study import SharedStudy
-from search.workers import Workers
+from search.workforce import Workforce
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.supernet import Supernet
@@ -251,58 +247,12 @@ class Job(Configured):
         return Evaluations(self.path(EVALUATIONS_FILE), self.space, self.evaluations_key)
 
     @cached_property
-    def workers(self) -> Workers:
-        """Who evaluates networks, with the supernet or by training them.
-
-        Raises:
-            UserError: they cannot be reached.
-        """
-        if isinstance(self.networks, TrainedNetworks):
-            parts = (self.networks, self.training(), self.ready_data, self.evaluator, self.seed)
-            return Halving(*parts, self._promoted, self.progress.advance)
-        if self.storage is None:
-            return self.new_workers(evaluator=self.evaluator, supernet=self.supernet)
-        return self.shared_study
-
-    def _promoted(self, accuracies: Mapping[Architecture, float], count: int) -> list[Architecture]:
-        """The networks that are worth training further: front after front of what any study looks for."""
-        values: dict[Architecture, dict[str, float]] = {a: {"accuracy": accuracy} for a, accuracy in accuracies.items()}
-        violations = dict.fromkeys(accuracies, math.inf)
-        for goal, predicted in self.predicted.items():
-            for architecture, known in values.items():
-                known.update(predicted.costs(architecture))
-                missed = max((c.violation(known[c.objective.name]) for c in goal.constraints), default=0.0)
-                violations[architecture] = min(violations[architecture], missed)
-        objectives = dict.fromkeys(objective for goal in self.goals for objective in goal.objectives)
-        return choose([Candidate(a, values[a], violations[a]) for a in accuracies], list(objectives), count)
-
-    @cached_property
-    def shared_study(self) -> SharedStudy:
-        """The study in a database by which several processes evaluate.
-
-        Raises:
-            UserError: the database does not answer.
-        """
-
-        def measure(architecture: Architecture) -> Evaluation:
-            return self.evaluator.evaluate(self.supernet, self.space.architecture(architecture))
-
-        return SharedStudy(str(self.storage), self.evaluations_key, measure, self.progress.say)
-
-    def serve_some(self) -> bool:
-        """Evaluate some networks for the process that holds the run; returns whether there were any to do."""
-        if self.storage is None:
-            return False
-        self.run.reload()
-        supernet = self.run.record("supernet")
-        if supernet is None or not supernet.done or supernet.fingerprint != self.fingerprint("supernet"):
-            return False
-        return self.shared_study.serve_some() > 0
+    def workforce(self) -> Workforce:
+        return Workforce(self)
 
     def close(self) -> None:
-        """Give back what evaluates networks, and keep the proxies' scores, where they were needed."""
-        for name in ("workers", "shared_study"):
-            if name in self.__dict__:
-                self.__dict__[name].close()
+        """Give back who works for the job, and keep the proxies' scores, where they were needed."""
+        if "workforce" in self.__dict__:
+            self.workforce.close()
         if "proxy_scores" in self.__dict__:
             self.proxy_scores.save()

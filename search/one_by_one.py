@@ -19,12 +19,14 @@ from typing import Protocol
 import pytorch_lightning as pl
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import load, load_file, save
 from torch import nn
 
 from search.evaluation import Evaluation, Evaluator
+from search.pool import Pool
 from search.training.alone import AloneSettings, train_alone
 from search.training.finishing import architecture_key
+from search.training.parts import Trainings
 from search.workers import Workers
 from spaces.choice import Architecture
 from spaces.errors import UserError
@@ -60,7 +62,6 @@ class TrainedNetworks:
         if space.shares_weights:
             raise ValueError(f"networks of {space.name} share their weights")
         self.folder, self.space = folder, space
-        self.modules: SpaceOfModules = space  # type: ignore[assignment]
 
     def path(self, architecture: Architecture) -> Path:
         """Of a network's weights."""
@@ -74,12 +75,29 @@ class TrainedNetworks:
         """
         path = self.path(architecture)
         try:
-            return self.modules.plain(architecture, load_file(path))
+            return TrainedNetwork(self.space, load_file(path)).extract(architecture)
         except (OSError, SafetensorError, KeyError, RuntimeError) as error:
             reason = " ".join(str(error).split())[:120]
             raise UserError(
                 f"weights {path} are missing or damaged ({reason}); delete the run's evaluations and run again"
             ) from error
+
+
+@dataclass
+class TrainedNetwork:
+    """The weights of one network.
+
+    Args:
+        space: of the network.
+        state: its parameters and buffers.
+    """
+
+    space: Space
+    state: State
+
+    def extract(self, architecture: Architecture) -> PlainNetwork:
+        """The network, calibrated, in evaluation mode."""
+        return modules_of(self.space).plain(architecture, self.state)
 
 
 class FreshNetworks:
@@ -92,19 +110,66 @@ class FreshNetworks:
 
     def __init__(self, space: Space, seed: int) -> None:
         self.space, self.seed = space, seed
-        self.modules: SpaceOfModules = space  # type: ignore[assignment]
 
     def extract(self, architecture: Architecture) -> PlainNetwork:
         """A network in training mode."""
+        modules = modules_of(self.space)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.seed)
-            network = self.modules.module(architecture)
-        return self.modules.plain(architecture, state_of(network)).train()
+            network = modules.module(architecture)
+        return modules.plain(architecture, state_of(network)).train()
+
+
+def modules_of(space: Space) -> SpaceOfModules:
+    """A space without shared weights, as what makes its networks."""
+    if space.shares_weights:
+        raise ValueError(f"networks of {space.name} share their weights")
+    return space  # type: ignore[return-value]
 
 
 def state_of(module: nn.Module) -> dict[str, torch.Tensor]:
     """Parameters and buffers, those included that a state dict leaves out."""
     return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The weights of a network that was trained, as safetensors, and what they measure on validation data."""
+
+    weights: bytes
+    measured: Evaluation
+
+
+class AloneTrainer:
+    """Trains a network for so many epochs, here or on a worker.
+
+    Args:
+        space: of the networks.
+        settings: how they are trained.
+        data: training batches.
+        evaluator: measures them on validation data.
+        seed: of initial weights and of the data's order, the same for all networks.
+    """
+
+    def __init__(
+        self, space: Space, settings: AloneSettings, data: pl.LightningDataModule, evaluator: Evaluator, seed: int
+    ) -> None:
+        self.space, self.settings, self.data, self.evaluator, self.seed = space, settings, data, evaluator, seed
+
+    def __call__(
+        self, item: tuple[Architecture, int], folder: Path, on_epoch: Callable[[int], None], limit_s: float
+    ) -> Trained:
+        architecture, epochs = item
+        torch.manual_seed(self.seed)
+        network = modules_of(self.space).module(architecture)
+        how = (self.settings, epochs, self.seed, self.data, self.evaluator.calibration)
+        try:
+            train_alone(network, *how, folder, on_epoch, limit_s)
+        except UserError as error:
+            raise UserError(f"network {architecture.to_json()}: {error}") from error
+        weights = save({name: tensor.detach().clone().contiguous() for name, tensor in state_of(network).items()})
+        # As it is read from its file: its layout in memory decides about the last bits of what it computes.
+        return Trained(weights, self.evaluator.evaluate(TrainedNetwork(self.space, load(weights)), architecture))
 
 
 @dataclass(frozen=True)
@@ -121,26 +186,22 @@ class Halving(Workers):
 
     Args:
         networks: receives their weights.
-        settings: how they are trained.
-        data: training batches.
-        evaluator: measures them on validation data.
-        seed: of initial weights and of the data's order, the same for all networks.
+        trainer: trains them.
         promote: of networks with their accuracies, as many as asked for that go on.
+        pool: where they are trained.
         on_progress: called with what is trained, how many are done, and of how many.
     """
 
     def __init__(
         self,
         networks: TrainedNetworks,
-        settings: AloneSettings,
-        data: pl.LightningDataModule,
-        evaluator: Evaluator,
-        seed: int,
+        trainer: AloneTrainer,
         promote: Promote,
+        pool: Pool,
         on_progress: Callable[[str, int, int], None] = lambda what, done, total: None,
     ) -> None:
-        self.networks, self.settings, self.data, self.evaluator = networks, settings, data, evaluator
-        self.seed, self.promote, self.on_progress = seed, promote, on_progress
+        self.networks, self.settings, self.promote, self.on_progress = networks, trainer.settings, promote, on_progress
+        self.trainings = Trainings(pool, trainer)
         self.results = _results(networks.folder / RESULTS_FILE, networks.space)
 
     def evaluate(self, architectures: Sequence[Architecture]) -> Iterator[tuple[Architecture, Evaluation]]:
@@ -160,34 +221,28 @@ class Halving(Workers):
         results: dict[Architecture, Result] = {}
         going = list(architectures)
         for rung, epochs in enumerate(self.settings.rungs):
-            for index, architecture in enumerate(going):
-                self.on_progress(f"training, {epochs} epochs", index, len(going))
-                results[architecture] = self._trained(architecture, epochs)
-            self.on_progress(f"training, {epochs} epochs", len(going), len(going))
+            results |= self._trained(going, epochs)
             if rung + 1 < len(self.settings.rungs):
                 count = math.ceil(len(going) / self.settings.reduction)
                 chosen = set(self.promote({a: results[a].accuracy for a in going}, count))
                 going = [a for a in going if a in chosen]
         return {a: results[a] for a in architectures}
 
-    def _trained(self, architecture: Architecture, epochs: int) -> Result:
-        """A network trained until `epochs` are done; at once where an interrupted run did it."""
-        folder = self._folder(architecture)
-        measured = folder / f"{epochs}.json"
-        known = _measured(measured, epochs)
-        if known is not None:
-            return known
-        torch.manual_seed(self.seed)
-        network = self.networks.modules.module(architecture)
-        try:
-            train_alone(network, self.settings, epochs, self.seed, self.data, self.evaluator.calibration, folder)
-        except UserError as error:
-            raise UserError(f"network {architecture.to_json()}: {error}") from error
-        weights = {name: tensor.detach().clone().contiguous() for name, tensor in state_of(network).items()}
-        write_atomically(self.networks.path(architecture), save(weights))
-        measure = self.evaluator.evaluate(self.networks, architecture)
-        write_atomically(measured, json.dumps([measure.accuracy, measure.loss]))
-        return Result(epochs, measure.accuracy, measure.loss)
+    def _trained(self, architectures: Sequence[Architecture], epochs: int) -> dict[Architecture, Result]:
+        """Networks trained until `epochs` are done; at once where an interrupted run did it."""
+        files = {a: self._folder(a) / f"{epochs}.json" for a in architectures}
+        found = {a: known for a, file in files.items() if (known := _measured(file, epochs)) is not None}
+        missing = [a for a in architectures if a not in found]
+        what = f"training, {epochs} epochs"
+        self.on_progress(what, len(found), len(architectures))
+        wanted = [((a, epochs), self._folder(a)) for a in missing]
+        for index, trained in self.trainings.run(wanted):
+            architecture, measured = missing[index], trained.measured
+            write_atomically(self.networks.path(architecture), trained.weights)
+            write_atomically(files[architecture], json.dumps([measured.accuracy, measured.loss]))
+            found[architecture] = Result(epochs, measured.accuracy, measured.loss)
+            self.on_progress(what, len(found), len(architectures))
+        return found
 
     def _folder(self, architecture: Architecture) -> Path:
         return self.networks.folder / architecture_key(architecture)

@@ -70,7 +70,7 @@ class PredictedValues:
 
     def _cost(self, objective: Objective, network: Network) -> float:
         if objective.quantity == "latency":
-            return self.latency[str(objective.device)].predict(network)[0]
+            return self.latency[str(objective.device)].predict_us(network)
         if objective.quantity in self.measured:
             device = str(objective.device)
             return self.measured[objective.quantity][device].predict(network, self.latency[device].plan(network))[0]

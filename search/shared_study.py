@@ -255,6 +255,7 @@ class SharedStudy(Workers):
             pause = min(2 * pause, 5.0)
 
     def close(self) -> None:
+        """Leave the database."""
         self.storage.remove_session()
         self.storage.engine.dispose()
 

@@ -26,7 +26,7 @@ from typing import Any
 import psutil
 
 from latency_lut.command import mistake
-from search.claims import Holder, beating, process_ended
+from search.claims import Holder, beating, process_ended, started_s, this_boot
 from spaces.errors import UserError
 from spaces.files import write_atomically
 
@@ -45,8 +45,9 @@ class SweepJob:
         run: its folder, relative to the sweep's; empty while there is none.
         line: the last line of a job that failed.
         host: name of the machine that it runs on.
+        boot: see `search.claims.this_boot`.
         pid: process there.
-        started: when that process started, by that machine's clock.
+        started: see `search.claims.started_s`.
         at: when this was written, in UTC, to be read by people.
     """
 
@@ -55,6 +56,7 @@ class SweepJob:
     run: str
     line: str
     host: str
+    boot: str
     pid: int
     started: float
     at: str
@@ -106,7 +108,8 @@ class SweepRecorder:
         key = hashlib.sha256(json.dumps(sorted(overrides)).encode()).hexdigest()[:12]
         self._folder, self._path = folder, folder / JOBS_FOLDER / f"{key}.json"
         process = psutil.Process()
-        self._job = SweepJob(tuple(overrides), RUNNING, "", "", socket.gethostname(), process.pid, process.create_time(), "")
+        here = socket.gethostname(), this_boot(), process.pid, started_s(process)
+        self._job = SweepJob(tuple(overrides), RUNNING, "", "", *here, "")
         self.write(RUNNING)
 
     def runs_in(self, run: Path) -> None:
@@ -143,7 +146,8 @@ def read_jobs(folder: Path) -> list[SweepJob]:
         raise UserError(f"{folder} has no jobs of a sweep; allowed is the folder of one, made by python -m search -m ...")
     jobs = [_read(path) for path in files]
     silent = [job for job in jobs if job.state == RUNNING and _process_ended(job)]
-    elsewhere = {folder / job.run: job for job in jobs if job.state == RUNNING and job.host != socket.gethostname()}
+    here = socket.gethostname(), this_boot()
+    elsewhere = {folder / job.run: job for job in jobs if job.state == RUNNING and (job.host, job.boot) != here}
     alive = beating([run for run, job in elsewhere.items() if job.run])
     silent += [job for run, job in elsewhere.items() if job.run and run not in alive]
     told = [replace(job, state=STOPPED, line=SILENT) if job in silent else job for job in jobs]
@@ -151,13 +155,13 @@ def read_jobs(folder: Path) -> list[SweepJob]:
 
 
 def _process_ended(job: SweepJob) -> bool:
-    return process_ended(Holder(0, job.host, job.pid, job.started, getpass.getuser(), ""))
+    return process_ended(Holder(0, job.host, job.boot, job.pid, job.started, getpass.getuser(), ""))
 
 
 def _read(path: Path) -> SweepJob:
     try:
         values: dict[str, Any] = json.loads(path.read_text())
-        job = SweepJob(**{**values, "overrides": tuple(map(str, values["overrides"]))})
+        job = SweepJob(**{"boot": "", **values, "overrides": tuple(map(str, values["overrides"]))})
         run = PurePosixPath(job.run)
         if not isinstance(job.pid, int) or not isinstance(job.started, float) or run.is_absolute():
             raise ValueError("a value is of another kind")

@@ -182,7 +182,7 @@ class Exporter:
             The complete cards, and the machine's speed meanwhile against the table's.
         """
         models = [(folder / self.model_name).read_bytes() for folder in folders]
-        timings, speed = retime(models, table, self.device)
+        timings, speed = retime(models, self.space, table, self.device)
         here = {"measured_on": dict.fromkeys(("latency", "accuracy", "graph"), HERE)}
         complete = [{**self.timed(card, timing), **here} for card, timing in zip(cards, timings, strict=True)]
         for card, folder in zip(complete, folders, strict=True):

@@ -1,18 +1,16 @@
-"""Who evaluates networks: this process, one after the other, or several.
-
-Several are workers of Dask (`search.dask_workers`) or processes that share a study in a database (`search.shared_study`).
-Where there is no supernet, `search.one_by_one` trains what it evaluates. Only evaluations are handed out: predicted candidates
-cost less than to send them anywhere.
+"""Who evaluates networks: a pool with the supernet's weights (`search.pool`), or processes that share a study in a database
+(`search.shared_study`). Where there is no supernet, `search.one_by_one` trains what it evaluates.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
-from search.evaluation import Evaluation, Evaluator
+from search.evaluation import Evaluation, Evaluator, Weights
+from search.pool import Pool
 from spaces.choice import Architecture
-from spaces.supernet import Supernet
 
 Measure = Callable[[Architecture], Evaluation]
 MeasureAll = Callable[[Sequence[Architecture]], Iterator[tuple[Architecture, Evaluation]]]
@@ -29,23 +27,36 @@ class Workers(ABC):
             UserError: the workers cannot be reached, or an evaluation was lost again and again.
         """
 
-    def close(self) -> None:  # noqa: B027 - most have nothing to give back
-        """Give back what was started for the workers."""
 
-
-class OneByOne(Workers):
-    """This process evaluates, one network after the other.
+@dataclass(frozen=True)
+class WithWeights:
+    """Evaluates an architecture with weights that it holds.
 
     Args:
         evaluator: measures networks.
-        supernet: their weights.
+        weights: of the networks.
     """
 
-    def __init__(self, evaluator: Evaluator, supernet: Supernet) -> None:
-        self.evaluator, self.supernet = evaluator, supernet
+    evaluator: Evaluator
+    weights: Weights
+
+    def __call__(self, architecture: Architecture) -> Evaluation:
+        return self.evaluator.evaluate(self.weights, architecture)
+
+
+class PoolWorkers(Workers):
+    """A pool evaluates.
+
+    Args:
+        pool: does it.
+        measure: evaluates one network.
+    """
+
+    def __init__(self, pool: Pool, measure: Measure) -> None:
+        self.pool, self.measure = pool, measure
 
     def evaluate(self, architectures: Sequence[Architecture]) -> Iterator[tuple[Architecture, Evaluation]]:
-        return one_by_one(lambda architecture: self.evaluator.evaluate(self.supernet, architecture))(architectures)
+        return ((architectures[index], evaluation) for index, evaluation in self.pool.each(self.measure, architectures))
 
 
 def one_by_one(measure: Measure) -> MeasureAll:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from pathlib import Path
 
@@ -31,4 +32,15 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {path}: {error.strerror or error}; choose a folder that you may write") from error
+        raise UserError(not_written(path, error)) from error
+
+
+def is_full(error: OSError) -> bool:
+    """Whether a file was not written because there was no room for it."""
+    return error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def not_written(path: Path | str, error: OSError) -> str:
+    """What to tell about a file that could not be written."""
+    todo = "make room and run the same command" if is_full(error) else "choose a folder that you may write"
+    return f"cannot write {path}: {error.strerror or error}; {todo}"

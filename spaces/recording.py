@@ -107,7 +107,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         given = dict(kwargs or {})
         packet, _, overload = str(func).removeprefix("aten.").partition(".")
-        if packet != "empty" and self._makes(args):
+        if packet != "empty" and self._makes(func, args, given):
             return self._make(func, args, given)
         result = _quickly(packet, args) if packet in _KEEP_SHAPE else func(*args, **given)
         if packet == "empty":
@@ -131,8 +131,10 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._add(result, Step(_RENAMED.get(name, name), self._arguments(args), tuple(self._arguments(named.items()))))
         return result
 
-    def _makes(self, args: tuple[Any, ...]) -> bool:
+    def _makes(self, func: Any, args: tuple[Any, ...], named: Mapping[str, Any]) -> bool:
         """Whether an operation reads nothing, or what was made and weights beside it, and makes something without the batch."""
+        if torch.Tag.nondeterministic_seeded in func.tags or any(isinstance(x, torch.Tensor) for x in named.values()):
+            return False  # what is drawn at random is another one for every image
         tensors = [x for x in _parts(args) if isinstance(x, torch.Tensor) and (x.is_meta or x.dim())]
         read = [self.known.get(id(x), 0) for x in tensors]
         if any(type(x) is int and x and x % BATCH == 0 for x in _parts(args)):

@@ -4,6 +4,7 @@ A line is a JSON object: `arguments`, `folder` (current directory), `out` and `e
 - `kill_before`: `[text, n]`; the process kills itself with SIGKILL when it is about to bring a file to a path that contains
   `text` for the n-th time;
 - `file_bytes`: no file may grow beyond, as on a full disk;
+- `no_locks`: no file can be locked, as on some network file systems;
 - `constants`: `module.NAME` to value, set before it starts;
 - `environment`: variables of its environment.
 
@@ -12,6 +13,7 @@ The answer is the exit status, negative for a signal.
 
 from __future__ import annotations
 
+import errno
 import gc
 import importlib
 import json
@@ -51,6 +53,13 @@ def run(job: dict[str, Any]) -> None:
                     os.kill(os.getpid(), signal.SIGKILL)
 
         sys.addaudithook(watch)
+    if job.get("no_locks"):
+
+        def refuse(event: str, arguments: tuple[Any, ...]) -> None:
+            if event in ("fcntl.flock", "fcntl.lockf", "os.link", "os.symlink"):
+                raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+        sys.addaudithook(refuse)
     if "file_bytes" in job:
         resource.setrlimit(resource.RLIMIT_FSIZE, (job["file_bytes"], resource.RLIM_INFINITY))
     sys.argv = [str(Path(search.__main__.__file__)), *job["arguments"]]

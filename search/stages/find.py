@@ -36,7 +36,7 @@ def search_study(job: Job) -> Facts:
         job.evaluations,
         job.chosen_predictor,
         job.sampler,
-        job.workers.evaluate,
+        job.workforce.evaluate,
         job.study,
         job.progress.advance,
         left_out=unpaid,

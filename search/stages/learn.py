@@ -63,7 +63,7 @@ def fit_predictors(job: Job) -> Facts:
     """Evaluate the first networks; fit and test the predictors."""
     chosen = first_networks(job.space, job.evaluation.initial, job.seed)
     progress = partial(job.progress.advance, "evaluations")
-    job.evaluations.evaluate(chosen, INITIAL, job.workers.evaluate, progress)
+    job.evaluations.evaluate(chosen, INITIAL, job.workforce.evaluate, progress)
     seen = job.evaluations.of(INITIAL)
     features = next(iter(job.predicted.values())).features([e.architecture for e in seen])
     predictor, quality = _tested(job, features)

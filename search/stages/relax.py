@@ -38,7 +38,7 @@ def relax_choices(job: Job) -> Facts:
             members.append({"architecture": dict(architecture), "goal": goal.name, "cost": value(architecture), **found})
     architectures = [job.space.architecture(m["architecture"]) for m in members]
     progress = partial(job.progress.advance, f"evaluations, {name}")
-    job.evaluations.evaluate(architectures, name, job.workers.evaluate, progress)
+    job.evaluations.evaluate(architectures, name, job.workforce.evaluate, progress)
     accuracy = {e.architecture: e.accuracy for e in job.evaluations}
     for member, architecture in zip(members, architectures, strict=True):
         member["accuracy"] = accuracy[architecture]

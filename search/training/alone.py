@@ -7,7 +7,8 @@ ends with the same weights.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,6 +119,8 @@ def train_alone(
     data: pl.LightningDataModule,
     calibration: Sequence[torch.Tensor],
     folder: Path,
+    on_epoch: Callable[[int], None] = lambda done: None,
+    limit_s: float = math.inf,
 ) -> None:
     """Train a network until `epochs` are done, going on from the last checkpoint in `folder`; then in evaluation mode.
 
@@ -129,13 +132,16 @@ def train_alone(
         data: training batches.
         calibration: training images for the statistics of batch norm.
         folder: receives `last.ckpt`.
+        on_epoch: called after each epoch with the epochs done.
+        limit_s: see `search.training.fit.train`.
 
     Raises:
         UserError: the loss is not finite.
+        PausedError: the limit was reached before the end.
     """
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = AloneTraining(network, settings, epochs, seed)
-    train(training, data, folder)
+    train(training, data, folder, on_epoch=on_epoch, limit_s=limit_s)
     recalibrate(network, calibration)
 
 

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import save
 from torch import nn
 
 from search.evaluation import Evaluator
@@ -129,6 +132,7 @@ def finish_network(
     seed: int,
     folder: Path,
     on_epoch: Callable[[int], None] = lambda epoch: None,
+    limit_s: float = math.inf,
 ) -> Supernet:
     """A copy of the supernet in which one network is finished; the others are not to be used.
 
@@ -143,6 +147,10 @@ def finish_network(
         seed: of the order of the data.
         folder: receives the checkpoint, from which a killed finishing goes on.
         on_epoch: called after each epoch with the epochs done.
+        limit_s: see `search.training.fit.train`.
+
+    Raises:
+        PausedError: the limit was reached before the end.
     """
     torch.manual_seed(seed)
     own = copy.deepcopy(supernet)
@@ -156,10 +164,60 @@ def finish_network(
         evaluator,
         distillation=Distillation(teacher, settings.labels, settings.temperature),
         curve_points=0,
-        on_epoch=lambda done, curve: on_epoch(done),
     )
-    train(training, data, folder)
+    train(training, data, folder, on_epoch=on_epoch, limit_s=limit_s)
     return own
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A network that was finished.
+
+    Args:
+        weights: safetensors of the supernet's copy; `None` where it did not become better.
+        before: validation accuracy with the supernet's weights.
+        after: validation accuracy.
+        macs: multiply-accumulates of the training.
+    """
+
+    weights: bytes | None
+    before: float
+    after: float
+    macs: int
+
+
+class Finisher:
+    """Finishes networks of one supernet, here or on a worker; its teacher remembers what it said to all of them there.
+
+    Args:
+        supernet: trained.
+        evaluator: measures them on validation data.
+        data: training batches.
+        settings: how they are finished.
+        seed: of the order of the data.
+    """
+
+    def __init__(
+        self, supernet: Supernet, evaluator: Evaluator, data: pl.LightningDataModule, settings: FinishSettings, seed: int
+    ) -> None:
+        self.supernet, self.evaluator, self.data, self.settings, self.seed = supernet, evaluator, data, settings, seed
+
+    @cached_property
+    def teacher(self) -> RememberingTeacher:
+        """The supernet's largest network."""
+        return RememberingTeacher(self.evaluator.plain(self.supernet, self.supernet.space.largest()))
+
+    def __call__(
+        self, item: tuple[Architecture, int], folder: Path, on_epoch: Callable[[int], None], limit_s: float
+    ) -> Finished:
+        """Finish an architecture for so many epochs; see `search.training.parts.Trainer`."""
+        architecture, epochs = item
+        parts = (self.supernet, architecture, self.teacher, self.evaluator, self.data, epochs, self.settings, self.seed)
+        own = finish_network(*parts, folder, on_epoch, limit_s)
+        before = self.evaluator.evaluate(self.supernet, architecture).accuracy
+        after = self.evaluator.evaluate(own, architecture).accuracy
+        weights = save({name: value.contiguous() for name, value in own.state_dict().items()}) if after > before else None
+        return Finished(weights, before, after, own.macs_done)
 
 
 def architecture_key(architecture: Architecture) -> str:

@@ -115,6 +115,23 @@ def test_gradient_strategies_search_in_the_default_supernet_after_it_is_there(ar
     assert "supernet=sandwich" in options.bench.overrides("tangle")
 
 
+def test_search_strategies_search_in_the_default_supernet_and_int8_in_its_own(arguments: list[str]) -> None:
+    options = parse([*arguments, "strategies=uniform_int8,training_free"])
+    names = [name for wave in Schedule(options).waves for name, _ in wave]
+    assert {"supernet:uniform_int8", "tables:uniform_int8", "search:training_free"} <= set(names)
+    assert not {"supernet:training_free", "judge:uniform_int8"} & set(names)
+    assert {"supernet=sandwich", "study=training_free"} <= set(options.bench.overrides("training_free"))
+    assert {"supernet=sandwich", "space.precisions=[w8a8]"} <= set(options.bench.overrides("uniform_int8"))
+
+
+def test_int8_is_compared_at_equal_latency_and_at_equal_accuracy() -> None:
+    fronts = {"sandwich": [(1.0, 0.4), (3.0, 0.7)], "uniform_int8": [(0.5, 0.2), (2.0, 0.3), (4.0, 0.6), (9.0, 0.9)]}
+    rows = [{"strategy": name, "us": us, "accuracy": share} for name, front in fronts.items() for us, share in front]
+    over = strategies_report.over_int8({"rows": rows})
+    assert [over[key] for key in ("points_lowest", "points", "points_highest")] == pytest.approx([-20.0, 10.0, 10.0])
+    assert [over[key] for key in ("speedup_lowest", "speedup", "speedup_highest")] == pytest.approx([0.5, 4 / 3, 2.0])
+
+
 @pytest.mark.parametrize("mistake", ["setting=fast", "strategies=best", "epoch=3", "data=nowhere"])
 def test_a_mistake_is_one_line(arguments: list[str], mistake: str) -> None:
     with pytest.raises(SystemExit, match=r"error: .*(allowed|no file)"):

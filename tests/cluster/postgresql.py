@@ -31,9 +31,14 @@ def _program(name: str) -> str | None:
 
 
 class Server:
-    """A server with an empty database `netwright`, where everybody on loopback is trusted; stopped and removed in the end."""
+    """A server with an empty database `netwright` and a user of that name; stopped and removed in the end.
 
-    def __init__(self) -> None:
+    Args:
+        password: of that user; without one everybody on loopback is trusted.
+    """
+
+    def __init__(self, password: str = "") -> None:
+        self._password = password
         self._root = Path(tempfile.mkdtemp(prefix="postgresql-"))  # pytest's own folders are closed to other users
         self.folder = self._root / "data"
         with socket.socket() as probe:
@@ -41,7 +46,12 @@ class Server:
             self.port = probe.getsockname()[1]
         if os.geteuid() == 0:
             shutil.chown(self._root, "postgres")
-        self._run("initdb", "--pgdata", str(self.folder), "--auth=trust", "--username=netwright", "--no-sync")
+        file = self._root / "password"
+        file.write_text(password or "none")
+        if os.geteuid() == 0:
+            shutil.chown(file, "postgres")
+        auth = "--auth=scram-sha-256" if password else "--auth=trust"
+        self._run("initdb", "--pgdata", str(self.folder), auth, f"--pwfile={file}", "--username=netwright", "--no-sync")
         self.start()
         self._run("createdb", "--host=127.0.0.1", f"--port={self.port}", "--username=netwright", "netwright")
 
@@ -68,5 +78,6 @@ class Server:
         program = _program(name)
         assert program is not None
         as_user = ["runuser", "-u", "postgres", "--"] if os.geteuid() == 0 else []
-        done = subprocess.run([*as_user, program, *arguments], capture_output=True, text=True, cwd="/", timeout=120)
+        own = {**os.environ, "PGPASSWORD": self._password}
+        done = subprocess.run([*as_user, program, *arguments], capture_output=True, text=True, cwd="/", env=own, timeout=120)
         assert done.returncode == 0, done.stderr

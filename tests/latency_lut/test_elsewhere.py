@@ -232,7 +232,7 @@ def test_nothing_is_timed_here_in_the_name_of_a_device_elsewhere(tiny_space, tin
     far = Device("far", reach=Ssh("far"))
     for measure in (
         lambda: profile(tiny_space, far, tmp_path / "far.parquet", QUICK),
-        lambda: retime([], tiny_table, far),
+        lambda: retime([], tiny_space, tiny_table, far),
     ):
         with pytest.raises(UserError, match=r"device far is elsewhere; .* works on this machine's devices only"):
             measure()

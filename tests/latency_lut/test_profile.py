@@ -1,5 +1,7 @@
 """Profiling a small space for real: which pairs, resuming, networks, timing again later."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -8,7 +10,7 @@ from latency_lut.device import Device
 from latency_lut.lowering import applicable
 from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import pairs_of, profile
-from latency_lut.session import build_random, retime
+from latency_lut.session import NETWORK_ANCHORS, Session, build_random, retime
 from latency_lut.table import LatencyTable, pair_key
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
@@ -90,11 +92,26 @@ def test_retime_gives_the_speed_of_the_table(tmp_path):
     networks = [SPACE.network(timing.architecture) for timing in table.networks]
     rng = np.random.default_rng(0)
     models = [build_random(n, t.lowerings, rng, DEVICE) for n, t in zip(networks, table.networks, strict=True)]
-    timings, speed = retime(models, table, DEVICE)
+    timings, speed = retime(models, SPACE, table, DEVICE)
     assert len(timings) == len(table.networks)
     assert speed > 0
     for timing, stored in zip(timings, table.networks, strict=True):
         assert 0.5 < timing.us / stored.us < 2.0
+
+
+def test_networks_keep_time_for_networks(tmp_path):
+    """As if networks had been slow when the table was measured, and layers had not."""
+    settings = MeasuringSettings(max_pairs=30, networks=NETWORK_ANCHORS, **QUICK)
+    table, _ = profile(SPACE, DEVICE, tmp_path / "x86.parquet", settings)
+    table.networks = [replace(network, us=3 * network.us) for network in table.networks]
+    stored = table.networks[:8]
+    session = Session(table, DEVICE, (), seed=0)
+    session.time_networks(SPACE, [(network.architecture, network.lowerings) for network in stored], "chosen")
+    again = table.networks[-len(stored) :]
+    assert 0.7 < np.median([now.us / before.us for now, before in zip(again, stored, strict=True)]) < 1.4
+    few = replace(table, networks=stored)
+    session = Session(few, DEVICE, (), seed=0)
+    assert session.stopwatch_for_networks(SPACE) is session.stopwatch
 
 
 def test_a_table_of_another_space_is_kept(tmp_path):

@@ -1,6 +1,8 @@
 """Timing: loading and running in onnxruntime, and taking the machine's slowness out."""
 
+import os
 import tempfile
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -51,6 +53,18 @@ def test_optimized_operators_show_the_fusion_and_leave_no_file():
     assert "QLinearConv" in runtime.optimized_operators(layer(INTEGER, "qdq_u8"), DEVICE)
     assert "QLinearConv" not in runtime.optimized_operators(layer(SMALL), DEVICE)
     assert set(Path(tempfile.gettempdir()).glob("*.onnx")) <= before
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two cores")
+def test_threads_do_not_wait_actively_for_long_after_a_visit():
+    """With many models loaded, those of each would else take the cores from the others for tens of milliseconds."""
+    models = [runtime.load(layer(LARGE), replace(DEVICE, threads=2)) for _ in range(4)]
+    for model in models:
+        model.visit(0.001)
+    time.sleep(0.002)
+    before = time.process_time()
+    time.sleep(0.1)
+    assert time.process_time() - before < 0.015
 
 
 class Simulated:

@@ -23,6 +23,7 @@ from tests.predictors.simulated_device import (
     SPACE,
     START_US,
     alone_us,
+    core_us,
     random_lowerings,
     simulated,
     timing,
@@ -117,6 +118,44 @@ def test_more_networks_teach_more(realistic):
     assert many.regression.loo_error == pytest.approx(many.quality.mape, rel=0.3)
 
 
+def slower(table, extra_us):
+    """A table whose networks cost more by what a function says of a network and its lowerings, with the error of its model."""
+    networks = []
+    for timing_ in table.networks:
+        extra = extra_us(SPACE.network(timing_.architecture), timing_.lowerings)
+        networks.append(replace(timing_, us=timing_.us + extra))
+    return LatencyPredictor.fit(replace(table, networks=networks), SPACE, held_out=80)
+
+
+def test_what_networks_teach_of_a_layer_holds_for_layers_like_it(monkeypatch):
+    """Layers of some shapes cost more in a network than alone, as no border and no kind of layer explains."""
+    table = simulated(networks=240, noise=0.002)
+
+    def wide_kernels_us(network, lowerings):
+        of_each = [core_us(*told) for told in zip(network.layers, lowerings, strict=True)]
+        return sum(us for us, spec in zip(of_each, network.layers, strict=True) if spec.kernel == 5 and spec.height > 4)
+
+    alike = slower(table, wide_kernels_us)
+    assert alike.regression.alike_factor > 0
+    monkeypatch.setattr(Regression, "clearly_better", lambda fine, plain: False)
+    unlike = slower(table, wide_kernels_us)
+    assert unlike.regression.alike_factor == 0
+    assert alike.quality.mape < 0.6 * unlike.quality.mape
+    assert alike.quality.coverage >= 0.8
+
+
+def test_large_networks_may_cost_more_than_their_layers():
+    table = simulated(networks=240, noise=0.002)
+
+    def cold_us(network, lowerings):
+        own_us = sum(core_us(*told) for told in zip(network.layers, lowerings, strict=True))
+        return 0.15 * own_us * np.log(own_us / 60.0)
+
+    predictor = slower(table, cold_us)
+    assert predictor.coefficients["whole size share"] > 0.03
+    assert predictor.quality.mape < 0.015
+
+
 def test_a_plan_is_among_the_best_of_all_choices(exact):
     rng = np.random.default_rng(3)
     compared = 0
@@ -131,6 +170,7 @@ def test_a_plan_is_among_the_best_of_all_choices(exact):
         # Tensors with two readers and fused additions are approximated while planning.
         assert planned <= every[0] + 0.05 * (every[-1] - every[0])
         assert exact.predict(network, exact.plan(network)) == exact.predict(network)
+        assert exact.predict_us(network) == planned
         compared += 1
 
 

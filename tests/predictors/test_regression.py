@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from predictors.regression import STRICTNESS, fit_regression
+from predictors.regression import ALIKE_FACTORS, STRICTNESS, fit_regression
 
 
 def problem(n=60, columns=8, noise=0.02, seed=0):
@@ -18,28 +18,62 @@ def problem(n=60, columns=8, noise=0.02, seed=0):
     return rows, measured_us, np.zeros(n), expected, scales
 
 
-def fit(problem_, always=1):
-    return fit_regression(*problem_, always)
+def fit(problem_, always=1, alike=0):
+    return fit_regression(*problem_, always, alike=alike)
+
+
+def really_left_out(x, expected, prior):
+    """Mean absolute error of predicting 1 for each row from all others."""
+    errors = []
+    for left in range(len(x)):
+        kept = np.delete(np.arange(len(x)), left)
+        precision = x[kept].T @ x[kept] + np.diag(prior**-2)
+        coefficients = np.linalg.solve(precision, x[kept].sum(axis=0) + expected / prior**2)
+        errors.append(abs(1.0 - x[left] @ coefficients))
+    return float(np.mean(errors))
 
 
 def test_the_chosen_strictness_has_the_smallest_error_of_really_leaving_out():
     rows, measured_us, variances, expected, scales = problem(n=25)
     fitted = fit((rows, measured_us, variances, expected, scales))
     x = rows / measured_us[:, None]
-
-    def really_left_out(strictness):
-        prior = scales * np.where(np.arange(len(scales)) < 1, 1e-2**-0.5, strictness**-0.5)
-        errors = []
-        for left in range(len(x)):
-            kept = np.delete(np.arange(len(x)), left)
-            precision = x[kept].T @ x[kept] + np.diag(prior**-2)
-            coefficients = np.linalg.solve(precision, x[kept].sum(axis=0) + expected / prior**2)
-            errors.append(abs(1.0 - x[left] @ coefficients))
-        return float(np.mean(errors))
-
-    losses = [really_left_out(strictness) for strictness in STRICTNESS]
+    priors = [scales * np.where(np.arange(len(scales)) < 1, 1e-2**-0.5, each**-0.5) for each in STRICTNESS]
+    losses = [really_left_out(x, expected, prior) for prior in priors]
     assert fitted.strictness == STRICTNESS[int(np.argmin(losses))]
     assert fitted.loo_error == pytest.approx(min(losses))
+
+
+def test_columns_of_likeness_have_a_prior_of_their_own():
+    rows, measured_us, variances, expected, scales = problem(n=25)
+    alike = 5.0 * np.random.default_rng(1).normal(size=(25, 6))
+    measured_us += alike @ np.array([0.5, -0.4, 0.3, 0.0, 0.2, -0.3])
+    wide, told = np.hstack([rows, alike]), (np.append(expected, np.zeros(6)), np.append(scales, np.ones(6)))
+    fitted = fit((wide, measured_us, variances, *told), alike=6)
+    prior = np.append(scales * np.where(np.arange(len(scales)) < 1, 1e-2**-0.5, fitted.strictness**-0.5), np.ones(6))
+    losses = []
+    for factor in ALIKE_FACTORS:
+        prior[-6:] = factor
+        losses.append(really_left_out(wide / measured_us[:, None], told[0], prior))
+    assert fitted.alike_factor == ALIKE_FACTORS[int(np.argmin(losses))]
+    assert fitted.loo_error == pytest.approx(min(losses))
+    without = fit((rows, measured_us, variances, expected, scales))
+    assert without.alike_factor == 0.0
+    assert fitted.loo_error < without.loo_error
+    assert fitted.clearly_better(without)
+    assert not without.clearly_better(fitted)
+    assert not fitted.clearly_better(fitted)
+
+
+def test_an_uncertain_latency_counts_less():
+    rows, measured_us, variances, expected, scales = problem(n=30, noise=0.0)
+    measured_us[0] *= 1.5
+    told, stds = (rows, measured_us, variances, expected, scales, 1), np.zeros(30)
+    believed = fit_regression(*told, stds).coefficients
+    stds[0] = 0.5
+    doubted = fit_regression(*told, stds).coefficients
+    truth_us = rows[1:] @ believed, rows[1:] @ doubted
+    errors = [float(np.abs(us / measured_us[1:] - 1.0).mean()) for us in truth_us]
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_a_column_that_says_nothing_stays_at_what_is_expected():

@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from search import claims
-from search.claims import FOLDER, Holder, claimed
+from search.claims import FOLDER, Holder, claimed, process_ended
 from spaces.errors import UserError
 
 
@@ -60,10 +62,15 @@ def test_one_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 HOLD = """
-import sys, time
+import socket, sys, time
 from pathlib import Path
-from search.claims import claimed
-with claimed(Path(sys.argv[1]), "elsewhere", lambda holder: None):
+from search import claims
+claims.BEAT_S = 0.1
+if sys.argv[2:]:  # on another machine, whose clock is ahead
+    ahead, now = float(sys.argv[2]), time.time
+    time.time = lambda: now() + ahead
+    socket.gethostname = lambda: "far"
+with claims.claimed(Path(sys.argv[1]), "elsewhere", lambda holder: None):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -89,10 +96,44 @@ def test_a_killed_holder_of_this_machine_is_gone_at_once(tmp_path: Path) -> None
     other.stdout.close()
 
 
+def test_a_clock_that_is_set_does_not_end_a_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with claimed(tmp_path, "here", never) as held:
+        assert held is not None
+        holder = held[0].holder
+        boot_time = psutil.boot_time()
+        monkeypatch.setattr("psutil._psplatform.boot_time", lambda: boot_time - 600)  # as the clock was ten minutes ahead
+        assert abs(psutil.Process().create_time() - boot_time - holder.started + 600) < 2
+        assert not process_ended(holder)
+        assert process_ended(replace(holder, started=holder.started + 100))
+        assert not process_ended(replace(holder, started=holder.started + 100, boot="of another machine of that name"))
+
+
+@pytest.mark.parametrize("ahead_s", [-600, 600])
+def test_a_machine_whose_clock_differs_is_waited_for_and_followed(tmp_path: Path, ahead_s: int) -> None:
+    other = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path), str(ahead_s)], stdout=subprocess.PIPE)
+    assert other.stdout is not None
+    other.stdout.readline()
+    begin = time.monotonic()
+
+    def waited_enough() -> bool:
+        if time.monotonic() - begin > 3:
+            other.kill()
+        return False
+
+    waited: list[Holder] = []
+    with claimed(tmp_path, "here", waited.append, waited_enough, patience_s=1.5) as held:
+        took_s = time.monotonic() - begin
+        assert held is not None
+    other.wait(10)
+    other.stdout.close()
+    assert [holder.host for holder in waited] == ["far"]
+    assert 4 < took_s < 20  # it lived for 3 s, twice the patience, and then the count stood still
+
+
 def foreign(folder: Path, number: int) -> None:
     """A claim of a machine that nothing is known about."""
     (folder / FOLDER).mkdir(exist_ok=True)
-    values = {"host": "far", "pid": 1, "started": 0.0, "user": "u", "work": "there"}
+    values = {"host": "far", "boot": "", "pid": 1, "started": 0.0, "user": "u", "work": "there"}
     (folder / FOLDER / f"{number}.json").write_text(json.dumps(values))
 
 

@@ -132,6 +132,48 @@ def test_slurm(cluster: slurm.Cluster, tiny_job: Job, tmp_path: Path) -> None:
     check(tmp_path, command(*tiny_job, *launcher, *sweep), 4, {**cluster.environment, **environment()})
 
 
+JOBQUEUE = """
+import sys
+from dask_jobqueue import SLURMCluster
+with SLURMCluster(
+    queue="debug", cores=1, processes=1, memory="1GB", walltime="00:10:00", interface="lo", log_directory="logs"
+) as cluster:
+    cluster.scale(jobs=2)
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_dask_workers_of_slurm(cluster: slurm.Cluster, tiny_job: Job, finished: Path, tmp_path: Path) -> None:
+    """Workers that dask-jobqueue starts; the job of one of them is cancelled when both have begun."""
+    pytest.importorskip("dask_jobqueue", reason="dask-jobqueue is not installed (extra `cluster`)")
+    own = {**cluster.environment, **environment()}
+    script = [sys.executable, "-c", JOBQUEUE]
+    head = subprocess.Popen(
+        script, cwd=tmp_path, env=own, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
+    try:
+        assert head.stdout is not None
+        address = head.stdout.readline().strip()
+        end = time.monotonic() + PATIENCE_S
+        while (jobs := cluster.run("squeue", "--noheader", "--states=RUNNING", "--format=%i").split()) != jobs[:2] or not jobs[
+            1:
+        ]:
+            assert time.monotonic() < end
+            time.sleep(0.5)
+        arguments = [sys.executable, "-m", "search", *tiny_job, "run=run", "evaluator=dask", f"evaluator.address={address}"]
+        search = subprocess.Popen(arguments, cwd=tmp_path, env=own, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        while not (tmp_path / "run" / "evaluations.parquet").exists() and search.poll() is None:
+            time.sleep(0.1)
+        cluster.run("scancel", jobs[0])
+        out, err = search.communicate(timeout=PATIENCE_S)
+    finally:
+        head.communicate()  # its input ends, and with it the jobs
+    assert (search.returncode, err) == (0, ""), out
+    assert (tmp_path / "run" / "front.csv").read_bytes() == (finished / "front.csv").read_bytes()
+    assert len(list((tmp_path / "logs").iterdir())) >= 2
+
+
 def test_srun_trains_one_supernet_with_two_processes(cluster: slurm.Cluster, tiny_job: Job, tmp_path: Path) -> None:
     def srun(tasks: str) -> subprocess.CompletedProcess[str]:
         job = [sys.executable, "-m", "search", *tiny_job, "run=run", "trainer.devices=2", "stages=[space,tables,supernet]"]

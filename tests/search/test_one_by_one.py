@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from search.dask_pool import DaskPool
 from search.data import Digits
 from search.evaluation import Evaluator
-from search.one_by_one import FreshNetworks, Halving, TrainedNetworks
+from search.one_by_one import AloneTrainer, FreshNetworks, Halving, Trained, TrainedNetworks
+from search.pool import ThisProcess
 from search.proxies import ProxyScores
 from search.training.alone import AloneSettings
 from spaces.choice import Architecture
@@ -71,7 +75,8 @@ def most_accurate(accuracies: Mapping[Architecture, float], count: int) -> Seque
 @pytest.fixture
 def halving(space: NniSpace, digits: Digits, evaluator: Evaluator) -> Callable[..., Halving]:
     def make(folder: Path, settings: AloneSettings = SETTINGS, promote: Any = most_accurate, seed: int = 0) -> Halving:
-        return Halving(TrainedNetworks(folder, space), settings, digits, evaluator, seed, promote)
+        trainer = AloneTrainer(space, settings, digits, evaluator, seed)
+        return Halving(TrainedNetworks(folder, space), trainer, promote, ThisProcess())
 
     return make
 
@@ -90,7 +95,9 @@ def test_settings_that_are_not_possible_are_told(wrong: dict[str, Any]) -> None:
         AloneSettings(**{"epochs": 4, "shortest": 1, **wrong})
 
 
-def test_the_best_are_trained_for_longer(halving: Callable[..., Halving], networks: list[Architecture], tmp_path: Path) -> None:
+def test_the_best_are_trained_for_longer(
+    halving: Callable[..., Halving], networks: list[Architecture], evaluator: Evaluator, tmp_path: Path
+) -> None:
     workers = halving(tmp_path)
     found = dict(workers.evaluate(networks))
     assert list(found) == networks
@@ -99,7 +106,7 @@ def test_the_best_are_trained_for_longer(halving: Callable[..., Halving], networ
     assert workers.results[best].epochs == 4
     assert found[best].accuracy > 0.4
     for architecture in networks:  # what is kept is what was measured
-        assert workers.evaluator.evaluate(workers.networks, architecture) == found[architecture]
+        assert evaluator.evaluate(workers.networks, architecture) == found[architecture]
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]  # checkpoints
 
 
@@ -134,6 +141,62 @@ def test_what_was_interrupted_goes_on_to_the_same_end(
     assert not again.results
     assert dict(again.evaluate(networks)) == expected
     assert dict(halving(tmp_path / "run").evaluate(networks)) == expected  # out of the file
+
+
+class DiesOnce(AloneTrainer):
+    """A process that ends when it has trained for the first time, before anybody hears of it; a marker says that it did."""
+
+    marker: Path
+
+    def __call__(self, *arguments: Any) -> Trained:
+        trained = super().__call__(*arguments)
+        if not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return trained
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As workers have, since sums of several threads differ in their last bits."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_workers_of_dask_train_the_same_networks(
+    space: NniSpace,
+    networks: list[Architecture],
+    digits: Digits,
+    evaluator: Evaluator,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """In parts of an epoch, a worker killed in the middle, the asking process stopped and started again."""
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra `cluster`)")
+    monkeypatch.setattr("search.training.parts.PART_S", 0.0)
+    here, there = (TrainedNetworks(tmp_path / name, space) for name in ("here", "there"))
+    trainer = AloneTrainer(space, SETTINGS, digits, evaluator, 0)
+    expected = dict(Halving(here, trainer, most_accurate, ThisProcess()).evaluate(networks))
+    dies = DiesOnce(space, SETTINGS, digits, evaluator, 0)
+    dies.marker = tmp_path / "died"
+
+    def stop(what: str, done: int, total: int) -> None:
+        if what == "training, 4 epochs" and done == 1:
+            raise KeyboardInterrupt
+
+    with closing(DaskPool(workers=2)) as pool:
+        with pytest.raises(KeyboardInterrupt):
+            dict(Halving(there, dies, most_accurate, pool, stop).evaluate(networks))
+        assert dies.marker.exists()
+        trained: list[int] = []
+        again = Halving(there, trainer, most_accurate, pool, lambda what, done, total: trained.append(total - done))
+        assert dict(again.evaluate(networks)) == expected
+    assert trained == [0, 0, 1, 0]  # what was left in each rung: nothing of the first two, one network of the last
+    for architecture in networks:
+        assert there.path(architecture).read_bytes() == here.path(architecture).read_bytes()
 
 
 def test_damaged_files_are_told(halving: Callable[..., Halving], networks: list[Architecture], tmp_path: Path) -> None:
@@ -207,6 +270,17 @@ def test_a_search_that_is_killed_ends_the_same(call: Callable[..., Any], searche
     assert (tmp_path / "run" / "front.csv").read_text() == (searched / "front.csv").read_text()
 
 
+def test_a_search_by_workers_of_dask_is_that_of_one_process(call: Callable[..., Any], searched: Path, tmp_path: Path) -> None:
+    job = (*NNI_JOB, "run=run", f"profile.tables={searched.parent / 'tables'}", "stages=[tables,supernet,predictors,study]")
+    ended = call(tmp_path, *job, "evaluator=dask", "evaluator.workers=2")
+    assert (ended.status, ended.err) == (0, "")
+    assert (tmp_path / "run" / "front.csv").read_text() == (searched / "front.csv").read_text()
+    failed = call(tmp_path, *job[:-1], "run=other", "evaluator=dask", "evaluator.workers=1", "supernet.learning_rate=1e30")
+    assert failed.status == 2
+    assert "the loss is not finite in epoch 1; lower supernet.learning_rate" in failed.err
+    assert len(failed.err.splitlines()) == 1
+
+
 def test_evolution_of_nni_is_a_strategy(call: Callable[..., Any], searched: Path, tmp_path: Path) -> None:
     """It evaluates as many networks as any study, each trained to the end, and the same again for the same seed."""
     job = (*NNI_JOB, f"profile.tables={searched.parent / 'tables'}", "stages=[tables,supernet,predictors,study]")
@@ -235,7 +309,7 @@ def test_evolution_of_nni_is_a_strategy(call: Callable[..., Any], searched: Path
         (("supernet=sandwich",), "space Small does not share weights between networks; allowed is supernet=one_by_one"),
         (("stages=[finish]",), "stage finish needs a supernet, and Small does not share weights"),
         (("stages=[relax]",), "stage relax needs a supernet, and Small does not share weights"),
-        (("evaluator=dask",), "networks of Small are trained in this process"),
+        (("study.storage=sqlite:///a.db",), "study.storage is sqlite:///a.db, allowed is null, with evaluator=dask"),
         (("supernet.shortest=13",), "supernet.shortest is 13, supernet.epochs 12"),
         (("space.model._target_=tests.spaces.nni_spaces.Unknown",), "Unknown uses aten.cumsum.default"),
     ],

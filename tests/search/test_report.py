@@ -17,7 +17,7 @@ from rich.console import Console
 from search.report import DEVICE_FIGURES, SHARED_FIGURES, print_front, write_report
 from search.report_choices import layers
 from search.report_devices import contrast, overview
-from search.report_text import PER_DEVICE, microseconds, pareto, plus_minus, takeaway, views
+from search.report_text import PER_DEVICE, measured_where, microseconds, pareto, plus_minus, takeaway, views
 from spaces.errors import UserError
 
 EXAMPLE: dict[str, Any] = json.loads(Path(__file__).with_name("summary_example.json").read_text(encoding="utf-8"))
@@ -152,6 +152,27 @@ def test_latency_is_told_with_device_runtime_threads_batch_and_statistic(text: s
         told = section.split("\n")[0]
         for word in ("x86", "onnxruntime 1.31.0", "CPUExecutionProvider", "1 thread", "batch 1", "median over 8 visits"):
             assert word in told
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        (("this machine",) * 3, ""),
+        (
+            ("ssh host pi", "ssh host pi", "here"),
+            "latency, outputs and accuracy in the runtime on ssh host pi; the optimized graph on here",
+        ),
+        (
+            ("ssh host pi", "here", "here"),
+            "latency on ssh host pi; outputs, accuracy in the runtime and the optimized graph on here",
+        ),
+    ],
+)
+def test_where_winners_of_a_device_elsewhere_were_measured_is_told(where: tuple[str, str, str], told: str) -> None:
+    measured_on = dict(zip(("latency", "accuracy", "graph"), where, strict=True))
+    summary = {"winners": [{"measured_on": measured_on}]}
+    assert measured_where(summary) == (f"Of winners and baselines were measured: {told}." if told else "")
+    assert measured_where({}) == measured_where({"winners": [{}]}) == ""
 
 
 def test_page_says_what_the_search_left_out(text: str, tmp_path: Path) -> None:

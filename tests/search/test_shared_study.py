@@ -216,6 +216,33 @@ def test_a_password_is_refused_and_written_nowhere(call: Call, tmp_path: Path, t
     assert not list(tmp_path.iterdir())
 
 
+def test_a_password_of_the_environment_is_written_nowhere(tiny_job: Job, tmp_path: Path) -> None:
+    """A server that asks for one; first with a wrong one, which is told without it."""
+    if postgresql.missing():
+        pytest.skip(postgresql.missing())
+    program = "import search.shared_study as s, search.__main__ as m; s.PATIENCE_S = 20.0; m.command()"
+    with postgresql.Server(password="open-sesame") as server:
+        command = [
+            sys.executable,
+            "-c",
+            program,
+            *tiny_job,
+            "run=run",
+            f"study.storage={server.url}",
+            "stages=[tables,supernet,predictors]",
+        ]
+        ends = []
+        for password in ("no-such-word", "open-sesame"):
+            environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "PGPASSWORD": password}
+            ends.append(subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240))
+    assert [ended.returncode for ended in ends] == [2, 0], ends
+    assert len(ends[0].stderr.splitlines()) == 1
+    assert "password authentication failed" in ends[0].stderr
+    written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
+    said = [(ended.stdout + ended.stderr).encode() for ended in ends]
+    assert not any(word in text for word in (b"no-such-word", b"open-sesame") for text in (*written, *said))
+
+
 def test_a_process_that_waits_for_the_run_works_for_it(call: Call, tiny_job: Job, tmp_path: Path) -> None:
     """The same command twice: one leads, the other evaluates; then the leader is killed, and the other ends the run."""
     command = [sys.executable, "-m", "search", *tiny_job, "run=run", f"study.storage=sqlite:///{tmp_path / 'study.db'}"]

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def test_mistakes_do_not_stop_the_other_jobs_and_are_named(call: Call, tmp_path:
     assert sorted(job.state for job in jobs) == [DONE, DONE, FAILED, FAILED]
     assert all(("head" in job.line) == (job.state == FAILED) for job in jobs)
     assert "4 jobs: 2 done, 2 failed" in ended.out.replace("\n", " ")
+    page = unescape((only_sweep(tmp_path) / "report.html").read_text())
+    assert all(job.line in page for job in jobs if job.state == FAILED)
 
 
 def test_a_job_that_was_killed_is_named_and_done_by_the_same_command(call: Call, tmp_path: Path, tiny_job: Job) -> None:

@@ -92,6 +92,18 @@ class Unknown(ModelSpace):
         return self.head(torch.cumsum(self.act(x), dim=2).flatten(1))
 
 
+class Drawn(ModelSpace):
+    """Draws at random while it runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.act = LayerChoice([nn.ReLU(), nn.Tanh()], label="act")
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.act(x).flatten(1) + torch.rand(64, device=x.device))
+
+
 class Endless(ModelSpace):
     """Has a mutable without finite options."""
 

@@ -253,6 +253,7 @@ def test_mistakes_are_told_in_one_line(target: str, options: dict[str, Any], tol
     ("target", "options", "told"),
     [
         (f"{OWN}.Unknown", {}, "Unknown uses aten.cumsum.default, which cannot be exported"),
+        (f"{OWN}.Drawn", {}, "Drawn uses aten.rand.default, which cannot be exported"),
         (f"{OWN}.Small", {"resolutions": [3]}, "Small cannot be traced with images"),
         (f"{OWN}.Small", {"model": {"classes": 12}}, "gives 12 classes, the data has 10"),
     ],

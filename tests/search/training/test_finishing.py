@@ -65,10 +65,34 @@ def stage(run: Path) -> dict[str, Any]:
     return dict(json.loads((run / "stages.json").read_text())["finish"])
 
 
+SETTINGS = ("finish.share=1", "finish.learning_rate=0.03", "finish.labels=1")
+
+
+def test_workers_of_dask_finish_the_same_winners(call: Call, finished: Path, tmp_path: Path) -> None:
+    """In parts of an epoch; the search is killed and started again."""
+    pytest.importorskip("distributed", reason="dask.distributed is not installed (extra `cluster`)")
+    for name in ("here", "there"):
+        shutil.copytree(finished, tmp_path / name)
+    command = ("stages=[finish]", *SETTINGS)
+    assert call(tmp_path, "run=here", *command).status == 0
+    dask = ("run=there", *command, "evaluator=dask", "evaluator.workers=2")
+    constants = {"search.training.parts.PART_S": 0.0}
+    killed = call(tmp_path, *dask, constants=constants, kill_before=["finished/", 3])
+    assert killed.status == -signal.SIGKILL
+    assert len(list((tmp_path / "there" / "finished").glob("*/last.ckpt"))) >= 1
+    ended = call(tmp_path, *dask, constants=constants)
+    assert ended.status == 0, ended.err
+    here, there = ([{**n, "seconds": 0} for n in stage(tmp_path / name)["facts"]["networks"]] for name in ("here", "there"))
+    assert here == there
+    files = [[path.read_bytes() for path in sorted((tmp_path / n).glob("finished/*.safetensors"))] for n in ("here", "there")]
+    assert files[0] == files[1] != []
+    assert not list((tmp_path / "there" / "finished").glob("*/last.ckpt"))
+
+
 def test_the_stage_finishes_winners_and_they_ship(call: Call, finished: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(finished, run)
-    settings = ("finish.share=1", "finish.learning_rate=0.03", "finish.labels=1", "export.tolerances.agreement=0.98")
+    settings = (*SETTINGS, "export.tolerances.agreement=0.98")
     command = ("run=run", "stages=[finish,export,report]", *settings)
     killed = call(tmp_path, *command, kill_before=["finished/", 3])
     assert killed.status == -signal.SIGKILL
