@@ -20,7 +20,7 @@ from scipy.optimize import nnls
 from scipy.stats import norm, t
 
 from predictors.transfer_design import most_telling
-from predictors.transfer_process import SHAPE, Posterior, Process, evidence_of, scale_of
+from predictors.transfer_process import NOISE_VARIANCES, SHAPE, VARIANCES, Posterior, Process, evidence_of, scale_of
 from predictors.transfer_sources import FEW_ROWS, LOWEST, OUTLIER, learn_sources
 from spaces.errors import UserError
 
@@ -31,8 +31,8 @@ LEAST_DEVICES = 3  # fewer say nothing about how devices differ
 LEAST_STACKED = 4  # measurements; fewer cannot weigh the parts
 PRIOR_MEASUREMENTS = 4  # for which counts, among errors of measurements, what is expected of them
 MAX_MEASURED = 1000  # measurements that are used, drawn from more
-MAX_CANDIDATES = 2000
-MAX_TARGETS = 250
+MAX_CANDIDATES = 4000
+MAX_TARGETS = 1000
 PROCESS_SHARE = 0.5  # weight of the linear model before there are measurements
 
 
@@ -216,7 +216,9 @@ class TransferPredictor:
             pool = np.sort(rng.choice(pool, max(MAX_CANDIDATES, count), replace=False))
         targets = rng.permutation(self._n)[:MAX_TARGETS]
         weights = np.exp(self._log_weights) if self._fitted is None else self._fitted.posterior.weights
-        return most_telling(self._process, weights, measured, pool, targets, int(count))
+        variances = weights.sum(axis=1) @ VARIANCES
+        noise = float(weights.sum(axis=0) @ NOISE_VARIANCES)
+        return most_telling(self._process, variances, noise, measured, pool, targets, int(count))
 
     def _checked_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         rows = np.asarray(ids)
@@ -280,14 +282,15 @@ def _mixed(shares: np.ndarray, means: np.ndarray, variances: np.ndarray) -> tupl
 def widening_of(deviations: np.ndarray, devices: int) -> float:
     """By what standard deviations are to be multiplied, so that 90 % of networks lie within 1.645 of them.
 
-    The deviations `(m,)` of left-out measurements, in predicted standard deviations, show whether these are too small, and
-    `PRIOR_MEASUREMENTS` that are as they should be count with them. The quantile of Student's distribution makes up for how few
-    measurements and known devices there are (Gelman et al., Bayesian Data Analysis, section 3.2).
+    The deviations `(m,)` of left-out measurements, in predicted standard deviations, show how far off these are, and
+    `PRIOR_MEASUREMENTS` that are as they should be count with them; where there are too few known devices to have learned from
+    what is usual, they narrow nothing. The quantile of Student's distribution makes up for how few measurements and known
+    devices there are (Gelman et al., Bayesian Data Analysis, section 3.2).
     """
     squares = np.minimum(np.abs(deviations), OUTLIER) ** 2
     square = (PRIOR_MEASUREMENTS + float(squares.sum())) / (PRIOR_MEASUREMENTS + len(squares))
     quantile = float(t.ppf(0.95, max(1, len(squares) + devices - 1)) / norm.ppf(0.95))
-    return math.sqrt(max(1.0, square)) * quantile
+    return math.sqrt(square if devices >= LEAST_DEVICES else max(1.0, square)) * quantile
 
 
 def _mean_square(errors: np.ndarray) -> float:
