@@ -17,7 +17,6 @@ from scipy.stats import norm
 
 from latency_lut.session import Drawn
 from latency_lut.table import LatencyTable, Pair
-from latency_lut.transferred import TransferredNetwork
 from predictors.context import cheapest, chosen_prices, row_of, sources_of
 from predictors.effects import COEFFICIENTS
 from predictors.likeness import Likeness
@@ -103,23 +102,16 @@ class LatencyPredictor:
         if best.clearly_better(regression):
             regression, likeness = best, of_best
         if table.transferred is not None and transferred:
-            regression = replace(regression, loo_error=table.transferred.network_error or regression.loo_error, widening=1.0)
+            # The fit says how well the predictions are reproduced; how wrong these may be comes on top of it.
+            error = math.hypot(regression.error, float(np.median(stds[len(kept) :])))
+            loo_error = table.transferred.network_error or regression.loo_error
+            regression = replace(regression, error=error, loo_error=loo_error, widening=max(1.0, regression.widening))
         unknown = LatencyQuality.of([1.0, 2.0], [1.0, 1.0], [1.0, 2.0])
         predictor = cls(prices, regression, unknown, likeness)
-        if transferred:
-            predictor.regression = replace(regression, widening=predictor._widening_for(transferred, space))
         predicted = [predictor.predict(space.network(timing.architecture), timing.lowerings) for timing in held]
         means_us, stds_us = zip(*predicted, strict=True)
         predictor.quality = LatencyQuality.of(means_us, stds_us, [timing.us for timing in held])
         return predictor
-
-    def _widening_for(self, transferred: Sequence[TransferredNetwork], space: Space) -> float:
-        """What makes the model as unsure as the predictions that it learned from, and as it is wrong about these."""
-        told = [self.predict(space.network(each.architecture), each.lowerings) for each in transferred]
-        us, std_us = np.array(told).T
-        wanted_us, wanted_std_us = np.array([(each.estimate.us, each.estimate.std_us) for each in transferred]).T
-        wanted = (wanted_std_us / wanted_us) ** 2 + (us / wanted_us - 1.0) ** 2
-        return math.sqrt(float(np.mean(wanted)) / float(np.mean((std_us / us) ** 2)))
 
     # -- layers -------------------------------------------------------------------------------------------------------------
 
@@ -160,9 +152,9 @@ class LatencyPredictor:
         layers_variance = sum([price.std_us**2 for price in chosen])
         return us, math.sqrt(self.regression.variance_us2(row, us, layers_variance, unlike_us2))
 
-    def predict_us(self, network: Network) -> float:
-        """The same microseconds, without their standard deviation and so in less time, with the lowerings of `plan`."""
-        return self._explain(network, None)[1]
+    def predict_us(self, network: Network, lowerings: Sequence[str] | None = None) -> float:
+        """The microseconds of `predict` without their standard deviation, and so in less time."""
+        return self._explain(network, lowerings)[1]
 
     def explain(
         self, network: Network, lowerings: Sequence[str] | None = None

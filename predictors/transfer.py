@@ -20,7 +20,7 @@ from scipy.optimize import nnls
 from scipy.stats import norm, t
 
 from predictors.transfer_design import most_telling
-from predictors.transfer_process import NOISE_VARIANCES, SHAPE, VARIANCES, Posterior, Process, evidence_of, scale_of
+from predictors.transfer_process import SHAPE, Posterior, Process, evidence_of, scale_of
 from predictors.transfer_sources import FEW_ROWS, LOWEST, OUTLIER, learn_sources
 from spaces.errors import UserError
 
@@ -31,8 +31,8 @@ LEAST_DEVICES = 3  # fewer say nothing about how devices differ
 LEAST_STACKED = 4  # measurements; fewer cannot weigh the parts
 PRIOR_MEASUREMENTS = 4  # for which counts, among errors of measurements, what is expected of them
 MAX_MEASURED = 1000  # measurements that are used, drawn from more
-MAX_CANDIDATES = 4000
-MAX_TARGETS = 1000
+MAX_CANDIDATES = 2000
+MAX_TARGETS = 250
 PROCESS_SHARE = 0.5  # weight of the linear model before there are measurements
 
 
@@ -216,9 +216,7 @@ class TransferPredictor:
             pool = np.sort(rng.choice(pool, max(MAX_CANDIDATES, count), replace=False))
         targets = rng.permutation(self._n)[:MAX_TARGETS]
         weights = np.exp(self._log_weights) if self._fitted is None else self._fitted.posterior.weights
-        variances = weights.sum(axis=1) @ VARIANCES
-        noise = float(weights.sum(axis=0) @ NOISE_VARIANCES)
-        return most_telling(self._process, variances, noise, measured, pool, targets, int(count))
+        return most_telling(self._process, weights, measured, pool, targets, int(count))
 
     def _checked_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         rows = np.asarray(ids)
@@ -289,7 +287,8 @@ def widening_of(deviations: np.ndarray, devices: int) -> float:
     """
     squares = np.minimum(np.abs(deviations), OUTLIER) ** 2
     square = (PRIOR_MEASUREMENTS + float(squares.sum())) / (PRIOR_MEASUREMENTS + len(squares))
-    quantile = float(t.ppf(0.95, max(1, len(squares) + devices - 1)) / norm.ppf(0.95))
+    freedom = max(1, len(squares) + min(PRIOR_MEASUREMENTS, devices - 1))
+    quantile = float(t.ppf(0.95, freedom) / norm.ppf(0.95))
     return math.sqrt(square if devices >= LEAST_DEVICES else max(1.0, square)) * quantile
 
 

@@ -1,31 +1,29 @@
-"""Which networks to measure on a new device: those that leave the least error to be expected over all networks.
+"""Which networks to measure on a new device: those that leave the least expected error over all networks.
 
-It is the Bayesian I-optimal design of a linear model (Chaloner and Verdinelli, "Bayesian experimental design: a review", 1995),
-chosen greedily, for a device that differs from the known ones as far, and is as noisy, as they do in the mean.
+How far a new device differs from the known ones, and how noisy its measurements are, is not known before it is measured, and
+what tells most depends on it: with little noise every direction in which devices differ is worth a measurement, with much
+noise the few largest are. So the squared error that is expected after the measurements is averaged over the likeliest cells
+of the process's grid, with their weights, instead of taken at the mean of the cells. It is the Bayesian I-optimal design of a
+hierarchical model (Chaloner and Verdinelli, "Bayesian experimental design: a review", 1995), chosen greedily.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from predictors.transfer_process import Process
+from predictors.transfer_process import NOISE_VARIANCES, SHAPE, VARIANCES, Process
+
+CELLS = 16  # the likeliest
 
 
 def most_telling(
-    process: Process,
-    variances: np.ndarray,
-    noise: float,
-    measured: np.ndarray,
-    pool: np.ndarray,
-    targets: np.ndarray,
-    count: int,
+    process: Process, weights: np.ndarray, measured: np.ndarray, pool: np.ndarray, targets: np.ndarray, count: int
 ) -> np.ndarray:
     """Networks whose measurement lowers the expected squared error over the targets most, chosen one after another.
 
     Args:
         process: the prior over all networks.
-        variances: of its factors, `(4,)`.
-        noise: variance of a measurement.
+        weights: of the cells of its grid, `SHAPE`.
         measured: networks that were measured, `(m,)`.
         pool: to choose from, `(p,)`.
         targets: over which the error is averaged.
@@ -34,30 +32,44 @@ def most_telling(
     Returns:
         `(count,)`, out of the pool, the most telling first.
     """
-    factor = np.hstack([np.sqrt(v) * f for v, f in zip(variances, process.factors, strict=True)])
-    pool_factor, target_factor = factor[pool], factor[targets]
-    across = target_factor @ pool_factor.T
-    own = (pool_factor**2).sum(axis=1)
-    told: list[tuple[np.ndarray, np.ndarray]] = []  # of every measurement, what it says of the pool and of all networks
-
-    def tell(row: int) -> None:
-        of_all = factor @ factor[row]
-        for _, earlier in told:
-            of_all = of_all - earlier * earlier[row]
-        of_all = of_all / np.sqrt(max(of_all[row], 0.0) + noise)
-        told.append((of_all[pool], of_all))
-        nonlocal across, own
-        across = across - np.outer(of_all[targets], of_all[pool])
-        own = np.maximum(own - of_all[pool] ** 2, 0.0)
-
-    for row in measured:
-        tell(int(row))
+    likeliest = np.argsort(-weights, axis=None, kind="stable")[:CELLS]
+    cells = [_Cell(process, g, s, measured, pool, targets) for g, s in zip(*np.unravel_index(likeliest, SHAPE), strict=True)]
+    shares = weights.ravel()[likeliest]
     chosen: list[int] = []
     free = np.ones(len(pool), dtype=bool)
     for _ in range(count):
-        gains = np.where(free, (across**2).sum(axis=0) / (own + noise), -1.0)
-        best = int(np.argmax(gains))
+        gains = sum(share * cell.gains() for share, cell in zip(shares, cells, strict=True))
+        best = int(np.argmax(np.where(free, gains, -1.0)))
         free[best] = False
-        chosen.append(int(pool[best]))
-        tell(chosen[-1])
-    return np.array(chosen)
+        chosen.append(best)
+        for cell in cells:
+            cell.tell(best)
+    return np.asarray(pool[chosen])
+
+
+class _Cell:
+    """What measurements say of pool and targets under one cell of the grid, `g` of its variances and `s` of its noises."""
+
+    def __init__(self, process: Process, g: int, s: int, measured: np.ndarray, pool: np.ndarray, targets: np.ndarray) -> None:
+        scales = np.sqrt(VARIANCES[g])
+        factor = np.hstack([scale * part for scale, part in zip(scales, process.factors, strict=True) if scale > 0])
+        known, self._pool, self._noise = factor[measured], factor[pool], float(NOISE_VARIANCES[s])
+        root = np.linalg.cholesky(known @ known.T + self._noise * np.eye(len(measured)))
+        of_pool = np.linalg.solve(root, known @ self._pool.T)
+        of_targets = np.linalg.solve(root, known @ factor[targets].T)
+        self._told = list(of_pool)  # what each measurement says of the pool
+        self._across = factor[targets] @ self._pool.T - of_targets.T @ of_pool  # covariances of targets and pool
+        self._own = (self._pool**2).sum(axis=1) - (of_pool**2).sum(axis=0)
+
+    def gains(self) -> np.ndarray:
+        """By how much measuring each of the pool lowers the summed variance of the targets."""
+        return np.asarray((self._across**2).sum(axis=0) / (np.maximum(self._own, 0.0) + self._noise))
+
+    def tell(self, row: int) -> None:
+        """One of the pool is measured."""
+        of_pool = self._pool @ self._pool[row] - sum(told * told[row] for told in self._told)
+        deviation = np.sqrt(max(float(of_pool[row]), 0.0) + self._noise)
+        of_pool = of_pool / deviation
+        self._across -= np.outer(self._across[:, row] / deviation, of_pool)
+        self._own -= of_pool**2
+        self._told.append(of_pool)
