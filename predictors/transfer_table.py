@@ -109,7 +109,7 @@ class TableTransfer:
         """Microseconds of a network on every source."""
         network = self._space.network(drawn[0])
         names = [self._on_sources((spec, name))[1] for spec, name in zip(network.layers, drawn[1], strict=True)]
-        return np.array([model.predict(network, [of[i] for of in names])[0] for i, model in enumerate(self._models)])
+        return np.array([model.predict_us(network, [of[i] for of in names]) for i, model in enumerate(self._models)])
 
     def _layers(self, drawn: Drawn) -> list[Pair]:
         return [pair_key(spec, name) for spec, name in zip(self._space.layers(drawn[0]), drawn[1], strict=True)]

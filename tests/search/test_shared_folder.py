@@ -49,7 +49,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on_when_there_is_room(
     call: Call, tiny_job: Job, finished: Path, small_disk: Path
 ) -> None:
     stopped_in = set()
-    for size_kb in (64, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048, 3072, 4096, 8192, 32768):
+    for size_kb in (64, 256, 1024, 32768):
         subprocess.run(["mount", "-o", f"remount,size={size_kb}k", str(small_disk)], check=True)
         ended = call(small_disk, *tiny_job, "run=run", "stages=[space,tables,supernet,predictors,study,export,report]")
         if ended.status == 0:

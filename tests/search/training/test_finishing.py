@@ -73,7 +73,7 @@ def test_workers_of_dask_finish_the_same_winners(call: Call, finished: Path, tmp
     pytest.importorskip("distributed", reason="dask.distributed is not installed (extra `cluster`)")
     for name in ("here", "there"):
         shutil.copytree(finished, tmp_path / name)
-    command = ("stages=[finish]", *SETTINGS)
+    command = ("stages=[finish]", "threads=1", *SETTINGS)  # as many as workers have
     assert call(tmp_path, "run=here", *command).status == 0
     dask = ("run=there", *command, "evaluator=dask", "evaluator.workers=2")
     constants = {"search.training.parts.PART_S": 0.0}
