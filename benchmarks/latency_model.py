@@ -36,7 +36,7 @@ def main() -> None:
     refinement = None
     if target_error or budget_s:
         refinement = Refinement(wishes_of, *[float(text) if text else None for text in (target_error, budget_s)])
-    networks = 400 if refinement is None else 40
+    networks = 800 if refinement is None else 40
     values = options(arguments, {"pairs": 5000, "networks": networks, "held_out": 100, "threads": 1, "seed": 0, "splits": 1})
     device, space = device_and_space(name, values["threads"])
     with tempfile.TemporaryDirectory() as scratch:

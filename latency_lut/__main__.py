@@ -27,7 +27,7 @@ from latency_lut.command import mistake, run_hydra
 from latency_lut.device import Device
 from latency_lut.drift import Drift, age_days
 from latency_lut.drift import check as check_drift
-from latency_lut.elsewhere import profile_elsewhere
+from latency_lut.elsewhere import profile_elsewhere, take_there
 from latency_lut.importing import import_results
 from latency_lut.measuring import MeasuringSettings
 from latency_lut.pays_report import print_report, read_tables, report_of, write_report
@@ -36,7 +36,7 @@ from latency_lut.refine import Refinement
 from latency_lut.remote import Watch
 from latency_lut.several import Turns, each
 from latency_lut.table import LatencyTable
-from latency_lut.transfer import read_sources, transfer
+from latency_lut.transfer import Samples, read_sources, take_here, transfer
 from latency_lut.transfer_report import next_command, proposals, summary_rows
 from spaces.errors import UserError
 from spaces.space import Space
@@ -103,8 +103,7 @@ def measure(space: Space, device: Device, config: DictConfig, console: Console, 
     limits = config.target_error, config.budget_s
     refined = limits != (None, None)
     if config.transfer:
-        with turns.turn():
-            _transfer_to(space, device, path, config, console, watch)
+        _transfer_to(space, device, path, config, console, turns, watch)
         return
     settings = _settings(config)
     if device.elsewhere:
@@ -126,18 +125,32 @@ def _settings(config: DictConfig) -> MeasuringSettings:
     return MeasuringSettings(**{field.name: config[field.name] for field in fields(MeasuringSettings)})
 
 
-def _transfer_to(space: Space, device: Device, path: Path, config: DictConfig, console: Console, watch: Watch) -> None:
+def _transfer_to(
+    space: Space, device: Device, path: Path, config: DictConfig, console: Console, turns: Turns, watch: Watch
+) -> None:
     """Make a device's table from those of others and a few measurements, and print a summary."""
     if isinstance(config.transfer, str):
         raise UserError(f"transfer is {config.transfer!r}; allowed is a list of devices, such as transfer=[x86,wasm]")
     sources = read_sources(path.parent, list(config.transfer), device, space)
-    numbers = {name: config[name] for name in ("samples", "checked_networks", "max_pairs", "visit_s", "seed")}
+    settings = _settings(config)
+
+    def take(samples: Samples, table: LatencyTable) -> LatencyTable | None:
+        if device.elsewhere:
+            return take_there(space, device, path, samples, table, settings, turn=turns.turn, watch=watch)
+        with turns.turn():
+            return take_here(space, device, samples, table, settings, on_progress=watch.on_progress)
+
+    numbers = {name: config[name] for name in ("samples", "checked_networks", "max_pairs", "seed")}
     model = instantiate(config.transfer_model)
-    table, stats = transfer(space, device, path, sources, model, **numbers, on_progress=watch.on_progress)
+    told = transfer(space, device, path, sources, model, take, **numbers, turn=turns.turn, on_progress=watch.on_progress)
+    if told is None:
+        return
+    table, stats = told
     transferred = table.transferred
     if transferred is None:
         raise RuntimeError(f"nothing was transferred to {device.name}")
-    console.print(_summary(table, space, config, summary_rows(transferred, stats)))
+    with turns.turn():
+        console.print(_summary(table, space, config, summary_rows(transferred, stats)))
     console.print(proposals(space, device.name, transferred, stats))
     console.print(f"table: {path}", soft_wrap=True)
     _say(console, f"to measure what is proposed, too, run: {next_command(device.name, transferred)}")

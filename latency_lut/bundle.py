@@ -12,7 +12,7 @@ import hashlib
 import io
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
@@ -26,8 +26,9 @@ from latency_lut.models import build_layer
 from latency_lut.network import random_weights
 from latency_lut.profile import BATCH_NETWORKS, BATCH_PAIRS, draw_graded, draw_networks, pairs_of
 from latency_lut.runner import MANIFEST
-from latency_lut.session import NETWORK_ROUNDS, NETWORK_VISIT_S, anchors_of, build_random
-from latency_lut.table import LatencyTable
+from latency_lut.session import NETWORK_ROUNDS, NETWORK_VISIT_S, Drawn, anchors_of, build_random
+from latency_lut.table import LatencyTable, Pair
+from latency_lut.transfer import PAIR_ROUNDS, Samples
 from latency_lut.web import package
 from spaces.errors import UserError
 from spaces.files import write_atomically
@@ -130,6 +131,49 @@ def plan(space: Space, device: Device, path: Path, settings: MeasuringSettings) 
     if len(pairs) == len(table.anchors) and not drawn:
         mend = "ask for more with max_pairs or networks, or delete it to measure anew"
         raise NothingMissingError(f"table {path} has everything that is asked for; {mend}")
+    return _manifest(space, device, pairs, len(anchors), drawn, settings)
+
+
+def write_samples(
+    space: Space,
+    device: Device,
+    table: LatencyTable,
+    samples: Samples,
+    path: Path,
+    settings: MeasuringSettings = DEFAULTS,
+    *,
+    on_progress: Progress = lambda done, total: None,
+) -> Manifest:
+    """Write the samples of a transfer that are to be measured on a device elsewhere.
+
+    Args:
+        space: what can be built.
+        device: for which device.
+        table: the device's, with what was measured there so far.
+        samples: what is missing in it; pairs are out of those that the settings allow.
+        path: of the zip file.
+        settings: how it is measured; with `PAIR_ROUNDS` visits of a pair.
+        on_progress: called with how many models are made, and of how many.
+
+    Raises:
+        UserError: the runtime has no runner, or the file cannot be written.
+    """
+    anchors = table.anchors or anchors_of(samples.pairs)
+    pairs = [*anchors, *(pair for pair in samples.pairs if pair not in anchors)]
+    manifest = _manifest(space, device, pairs, len(anchors), samples.networks, replace(settings, rounds=PAIR_ROUNDS))
+    pack(manifest, _models(manifest, space, device), device, path, on_progress=on_progress)
+    return manifest
+
+
+def _manifest(
+    space: Space,
+    device: Device,
+    pairs: Sequence[Pair],
+    anchors: int,
+    networks: Sequence[tuple[Drawn, str]],
+    settings: MeasuringSettings,
+) -> Manifest:
+    """Of pairs, the first ones of which are anchors, and of networks with their sources; without the models."""
     pairs_protocol = Protocol(settings.rounds, float(settings.visit_s), BATCH_PAIRS)
     protocols = pairs_protocol, Protocol(NETWORK_ROUNDS, NETWORK_VISIT_S, BATCH_NETWORKS)
     named = {f"p{index:05}": pair for index, pair in enumerate(pairs)}
@@ -140,9 +184,9 @@ def plan(space: Space, device: Device, path: Path, settings: MeasuringSettings) 
         settings.seed,
         settings.max_pairs,
         dict(zip(KINDS, protocols, strict=True)),
-        tuple(named)[: len(anchors)],
+        tuple(named)[:anchors],
         named,
-        {f"n{index:05}": network for index, network in enumerate(drawn)},
+        {f"n{index:05}": network for index, network in enumerate(networks)},
     )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from latency_lut.bundle import NothingMissingError, write_bundle
+from latency_lut.bundle import NothingMissingError, write_bundle, write_samples
 from latency_lut.device import Device
 from latency_lut.importing import Imported, import_results
 from latency_lut.manifest import Manifest
@@ -23,6 +23,7 @@ from latency_lut.measuring import DEFAULTS, MeasuringSettings
 from latency_lut.profile import ProfileStats, pairs_of
 from latency_lut.remote import WATCH, Watch, carry_out, transport_of
 from latency_lut.table import LatencyTable
+from latency_lut.transfer import Samples
 from spaces.space import Space
 
 
@@ -78,6 +79,51 @@ def profile_elsewhere(
     rate = 60 * counts[0] / pairs_s if counts[0] else 0.0
     seconds = time.perf_counter() - begin
     return table, ProfileStats(len(table.entries), reachable, int(counts[0]), int(counts[1]), seconds, rate)
+
+
+def take_there(
+    space: Space,
+    device: Device,
+    path: Path,
+    samples: Samples,
+    table: LatencyTable,
+    settings: MeasuringSettings = DEFAULTS,
+    *,
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
+    watch: Watch = WATCH,
+) -> LatencyTable | None:
+    """Measure the samples of a transfer on the device, as `latency_lut.transfer.take_here` does here, in one bundle.
+
+    Args:
+        space: what can be built.
+        device: with a transport, unless there is nothing to measure.
+        path: the table's file, which is written; beside it lie meanwhile the bundle, and the results that came so far.
+        samples: what to measure.
+        table: what the file holds, or an empty table.
+        settings: how it is measured, and which pairs the samples can be of.
+        turn: entered for work that needs this machine's processor.
+        watch: told what happens; stops it.
+
+    Returns:
+        The table with what came back; `None` when it was stopped.
+
+    Raises:
+        UserError: the device cannot be reached; what came back is refused.
+    """
+    if not samples.pairs and not samples.networks:
+        return table
+    transport_of(device)
+
+    def write(bundle: Path) -> Manifest:
+        report = partial(watch.on_progress, "models of the bundle")
+        return write_samples(space, device, table, samples, bundle, settings, on_progress=report)
+
+    imported = _measure(space, device, path, write, turn, watch)
+    if imported is None:
+        return None
+    if imported.failed:
+        watch.say(f"{device.name}: {imported.failed} models did not load there; the same command tries others")
+    return imported.table
 
 
 def _measure(

@@ -197,9 +197,9 @@ def _add(table: LatencyTable, manifest: Manifest, results: Results) -> tuple[int
     new = not table.entries
     speed = Speed(len(anchors), None if new else [table.entries[pair].us for pair in anchors])
     timings: dict[str, Timing] = {}
-    for batch in results.batches:
+    for index, batch in enumerate(results.batches):
         timings.update(zip(batch.names[len(anchors) :], speed.add(batch.times_us, batch.orders), strict=True))
-        if new and not any(name in manifest.networks for name in batch.names):
+        if new and (index == 0 or not any(name in manifest.networks for name in batch.names)):
             timings.update(zip(manifest.anchors, speed.anchor_timings(), strict=True))
     if new:
         table.anchors = tuple(anchors)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,7 +18,7 @@ import numpy as np
 
 from latency_lut.device import Device
 from latency_lut.lowering import applicable
-from latency_lut.measuring import DEFAULTS
+from latency_lut.measuring import DEFAULTS, MeasuringSettings
 from latency_lut.session import Drawn, Session
 from latency_lut.table import LatencyTable, Pair
 from latency_lut.transferred import Transferred
@@ -43,14 +44,25 @@ class Model(Protocol):
     def propose_networks(self, count: int) -> Sequence[Drawn]:
         """Networks to measure next."""
 
-    def fit(self) -> None:
-        """Learn what the table holds."""
+    def fit(self, table: LatencyTable) -> None:
+        """Learn what was measured on the new device, all that its table holds now."""
 
     def transferred(self) -> Transferred:
         """Predictions of all that was not measured."""
 
 
 MakeModel = Callable[[Space, LatencyTable, Mapping[str, LatencyTable], int, int], Model]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is to be measured: pairs, and whole networks, each with its source, see `latency_lut.table.NetworkTiming`."""
+
+    pairs: tuple[Pair, ...]
+    networks: tuple[tuple[Drawn, str], ...]
+
+
+TakeSamples = Callable[[Samples, LatencyTable], LatencyTable | None]  # `None`: stopped
 
 
 @dataclass(frozen=True)
@@ -100,14 +112,15 @@ def transfer(
     path: Path,
     sources: Mapping[str, LatencyTable],
     make_model: MakeModel,
+    take: TakeSamples,
     *,
     samples: int = 10,
     checked_networks: int = 8,
     max_pairs: int = DEFAULTS.max_pairs,
-    visit_s: float = DEFAULTS.visit_s,
     seed: int = DEFAULTS.seed,
+    turn: Callable[[], AbstractContextManager[None]] = nullcontext,
     on_progress: Progress | None = None,
-) -> tuple[LatencyTable, TransferStats]:
+) -> tuple[LatencyTable, TransferStats] | None:
     """Measure what is missing of the samples, predict the rest.
 
     Args:
@@ -116,12 +129,16 @@ def transfer(
         path: its table's file; created, or continued with the samples that are there.
         sources: from `read_sources`.
         make_model: given the space, the new table, the sources, the number of pairs and a seed.
+        take: measures what it is given, and returns the table with it: `take_here`, or `latency_lut.elsewhere.take_there`.
         samples: measurements that the model sees, in all.
         checked_networks: random networks that it does not see.
         max_pairs: pairs in the table.
-        visit_s: seconds of one visit of a pair.
         seed: same seed, same proposals from the same measurements.
-        on_progress: called with what is measured, how many are done, and of how many.
+        turn: entered for work that needs this machine's processor, but for what `take` does.
+        on_progress: called with what is done, how much of it, and of how much.
+
+    Returns:
+        The table and what was done; `None` when it was stopped.
 
     Raises:
         UserError: a number is out of range; the table is damaged, of another space or device, was measured without a transfer,
@@ -134,40 +151,73 @@ def transfer(
     ):
         if type(value) is not int or not least <= value <= most:
             raise UserError(f"{name} is {value!r}; allowed are integers from {least} to {most}")
-    device.check_here("a transfer")
     begin = time.perf_counter()
     report = on_progress or (lambda what, done, total: None)
     table = LatencyTable.load(path) if path.exists() else LatencyTable.empty(space, device)
     table.check(space, device)
-    if table.entries and table.transferred is None:
+    interrupted = _count(table, "sample") and len(table.entries) <= samples  # before anything was predicted
+    if table.entries and table.transferred is None and not interrupted:
         raise UserError(f"table {path} was measured, which is better; use it, or take another folder: tables=FOLDER")
     known = len(table.entries), len(table.networks)
-    model = make_model(space, table, sources, max_pairs, seed)
     wanted_pairs = samples // 2
     wanted_networks = samples - wanted_pairs
-    pairs = list(model.propose_pairs(wanted_pairs - len(table.entries)))
-    session = Session(table, device, pairs, seed)
-    report("samples", 0, samples)
-    if pairs:
-        session.time_pairs(pairs, PAIR_ROUNDS, visit_s)
-    report("samples", len(table.entries), samples)
-    networks = list(model.propose_networks(wanted_networks - _count(table, "sample")))
-    if networks:
-        session.time_networks(space, networks, "sample")
-    report("samples", samples, samples)
-    missing = checked_networks - _count(table, "random")
-    if missing > 0:
+    with turn():
+        report("models of the sources", 0, 1)
+        model = make_model(space, table, sources, max_pairs, seed)
+        networks = model.propose_networks(wanted_networks - _count(table, "sample"))
         rng = np.random.default_rng([seed, 8, _count(table, "random")])
-        session.time_networks(space, [_random(space, table, rng, i) for i in range(missing)], "random")
-    if known != (len(table.entries), len(table.networks)):
-        session.settle()
-    report("predictions", 0, 1)
-    model.fit()
-    table.transferred = model.transferred()
-    table.save(path)
-    counts = len(table.entries) - known[0], len(table.networks) - known[1]
-    proposed = tuple(model.propose_pairs(wanted_pairs)), tuple(model.propose_networks(wanted_networks))
-    return table, TransferStats(*counts, time.perf_counter() - begin, *proposed)
+        missing = range(checked_networks - _count(table, "random"))
+        drawn = *((n, "sample") for n in networks), *((_random(space, table, rng, i), "random") for i in missing)
+        wanted = Samples(tuple(model.propose_pairs(wanted_pairs - len(table.entries))), drawn)
+    taken = take(wanted, table)
+    if taken is None:
+        return None
+    with turn():
+        report("predictions", 0, 1)
+        model.fit(taken)
+        taken.transferred = model.transferred()
+        taken.save(path)
+        proposed = tuple(model.propose_pairs(wanted_pairs)), tuple(model.propose_networks(wanted_networks))
+    counts = len(taken.entries) - known[0], len(taken.networks) - known[1]
+    return taken, TransferStats(*counts, time.perf_counter() - begin, *proposed)
+
+
+def take_here(
+    space: Space,
+    device: Device,
+    samples: Samples,
+    table: LatencyTable,
+    settings: MeasuringSettings = DEFAULTS,
+    *,
+    on_progress: Progress | None = None,
+) -> LatencyTable:
+    """Measure samples on this machine.
+
+    Args:
+        space: what can be built.
+        device: on this machine.
+        samples: what to measure.
+        table: gets them.
+        settings: how it is measured; with `PAIR_ROUNDS` visits of a pair.
+        on_progress: called with what is measured, how many are done, and of how many.
+
+    Raises:
+        UserError: the device is elsewhere.
+    """
+    report = on_progress or (lambda what, done, total: None)
+    total = len(samples.pairs) + len(samples.networks)
+    if not total:
+        return table
+    session = Session(table, device, samples.pairs, settings.seed)
+    report("samples", 0, total)
+    if samples.pairs:
+        session.time_pairs(samples.pairs, PAIR_ROUNDS, settings.visit_s)
+    report("samples", len(samples.pairs), total)
+    for source in dict.fromkeys(source for _, source in samples.networks):
+        session.time_networks(space, [drawn for drawn, of in samples.networks if of == source], source)
+    session.settle()
+    report("samples", total, total)
+    return table
 
 
 def _count(table: LatencyTable, source: str) -> int:

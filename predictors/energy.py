@@ -101,5 +101,5 @@ def times_us(network: Network, lowerings: Sequence[str], latency: LatencyPredict
     for spec, lowering in zip(network.layers, lowerings, strict=True):
         prices = {price.lowering: price.us for price in latency.prices(spec)}
         alone[_kind(spec)] = alone.get(_kind(spec), 0.0) + prices[lowering]
-    whole_us = latency.predict(network, lowerings)[0] / sum(alone.values())
+    whole_us = latency.predict_us(network, lowerings) / sum(alone.values())
     return {kind: us * whole_us for kind, us in alone.items()}

@@ -152,9 +152,9 @@ class LatencyPredictor:
         layers_variance = sum([price.std_us**2 for price in chosen])
         return us, math.sqrt(self.regression.variance_us2(row, us, layers_variance, unlike_us2))
 
-    def predict_us(self, network: Network) -> float:
-        """The same microseconds, without their standard deviation and so in less time, with the lowerings of `plan`."""
-        return self._explain(network, None)[1]
+    def predict_us(self, network: Network, lowerings: Sequence[str] | None = None) -> float:
+        """The microseconds of `predict` without their standard deviation, and so in less time."""
+        return self._explain(network, lowerings)[1]
 
     def explain(
         self, network: Network, lowerings: Sequence[str] | None = None

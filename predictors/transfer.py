@@ -11,13 +11,16 @@ they predict measurements of the new device that are left out. The task, a new d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import nnls
+from scipy.stats import norm, t
 
-from predictors.transfer_process import NOISE_VARIANCES, SHAPE, VARIANCES, Posterior, Process, evidence_of, scale_of
+from predictors.transfer_design import most_telling
+from predictors.transfer_process import SHAPE, Posterior, Process, evidence_of, scale_of
 from predictors.transfer_sources import FEW_ROWS, LOWEST, OUTLIER, learn_sources
 from spaces.errors import UserError
 
@@ -26,16 +29,18 @@ TASK_SIZES = (5, 10, 20)
 TASKS = 180  # of each size
 LEAST_DEVICES = 3  # fewer say nothing about how devices differ
 LEAST_STACKED = 4  # measurements; fewer cannot weigh the parts
+PRIOR_MEASUREMENTS = 4  # for which counts, among errors of measurements, what is expected of them
 MAX_MEASURED = 1000  # measurements that are used, drawn from more
-MAX_CANDIDATES = 4000
-MAX_TARGETS = 1000
+MAX_CANDIDATES = 2000
+MAX_TARGETS = 250
 PROCESS_SHARE = 0.5  # weight of the linear model before there are measurements
 
 
 @dataclass(frozen=True)
 class _Fitted:
     """After `fit`: the scale of the device, the posterior, weights of the combinations `(d, len(RIDGES))` with the variances of
-    their relative errors, the weights of posterior and combinations, and what they predict of each measurement without it.
+    their relative errors, the weights of posterior and combinations, what they predict of each measurement without it, and by
+    what standard deviations are multiplied.
     """
 
     scale: float
@@ -44,6 +49,7 @@ class _Fitted:
     variances: np.ndarray
     shares: np.ndarray
     left_out: np.ndarray
+    widening: float
 
 
 class TransferPredictor:
@@ -130,19 +136,22 @@ class TransferPredictor:
         target = target / scale
         posterior = Posterior.of(self._process, self._log_weights, ids, target)
         curves, count = self._curves[ids], len(ids)
-        if not curves.shape[1] or count < LEAST_STACKED:
-            none = np.zeros((curves.shape[1], 0))
-            left_out = posterior.left_out * scale * self.sources.base[ids]
-            self._fitted = _Fitted(scale, posterior, none, np.zeros(0), np.ones(1), left_out)
-            return
-        predicted = [posterior.left_out, *(_left_out(curves, target, ridge) for ridge in RIDGES)]
+        ridges = RIDGES if curves.shape[1] and count >= LEAST_STACKED else ()
+        predicted = np.array([posterior.left_out, *(_left_out(curves, target, ridge) for ridge in ridges)])
         errors = np.array([_mean_square(p / target - 1.0) for p in predicted])
-        prior = np.array([PROCESS_SHARE, *[(1 - PROCESS_SHARE) / len(RIDGES)] * len(RIDGES)])
+        prior = np.array([PROCESS_SHARE, *[(1 - PROCESS_SHARE) / len(RIDGES)] * len(ridges)])
         shares = prior * (errors / errors.min()) ** (-0.5 * count)
         shares = shares / shares.sum()
-        combinations = np.array([_combination(curves, target, ridge) for ridge in RIDGES]).T
-        left_out = shares @ np.array(predicted) * scale * self.sources.base[ids]
-        self._fitted = _Fitted(scale, posterior, combinations, errors[1:], shares, left_out)
+        combinations = np.zeros((curves.shape[1], len(ridges)))
+        for column, ridge in enumerate(ridges):
+            combinations[:, column] = _combination(curves, target, ridge)
+        # That an error is small among few measurements may be chance, the more so as it is one of several.
+        errors = (count * errors + PRIOR_MEASUREMENTS * errors.mean()) / (count + PRIOR_MEASUREMENTS)
+        variances = np.array([posterior.left_out_variance, *(errors[1:, None] * predicted[1:] ** 2)])
+        left_out, variance = _mixed(shares, predicted, variances)
+        widening = widening_of((left_out - target) / np.sqrt(variance), curves.shape[1])
+        unit = scale * self.sources.base[ids]
+        self._fitted = _Fitted(scale, posterior, combinations, errors[1:], shares, left_out * unit, widening)
 
     def left_out(self) -> np.ndarray:
         """Each measurement as the others predict it, `(m,)`, in their unit; the scale and the stacking's weights are of all.
@@ -165,7 +174,7 @@ class TransferPredictor:
             ids: rows of the features; by default all.
 
         Returns:
-            Mean and standard deviation of a measurement, `(len(ids),)` each.
+            Mean and standard deviation of a measurement, `(len(ids),)` each; 90 % are meant to lie within 1.645 of these.
 
         Raises:
             UserError: ids that do not exist.
@@ -176,17 +185,14 @@ class TransferPredictor:
         fitted = self._fitted
         rows = np.arange(self._n) if ids is None else self._checked_ids(ids)
         mean, variance = fitted.posterior.predict(rows)
-        means, variances = [np.maximum(mean, LOWEST)], [variance]
-        for weights, error in zip(fitted.combinations.T, fitted.variances, strict=True):
-            means.append(self._curves[rows] @ weights)
-            variances.append(error * means[-1] ** 2)
-        mixed = fitted.shares @ np.array(means)
-        spread = fitted.shares @ (np.array(variances) + (np.array(means) - mixed) ** 2)
+        combined = fitted.combinations.T @ self._curves[rows].T
+        means = np.array([np.maximum(mean, LOWEST), *combined])
+        mixed, spread = _mixed(fitted.shares, means, np.array([variance, *(fitted.variances[:, None] * combined**2)]))
         unit = fitted.scale * self.sources.base[rows]
-        return mixed * unit, np.sqrt(spread) * unit
+        return mixed * unit, fitted.widening * np.sqrt(spread) * unit
 
     def propose(self, count: int, candidates: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
-        """Which networks to measure next: those that leave the least variance over all networks, chosen one after another.
+        """Which networks to measure next: those that leave the least expected error over all networks, one after another.
 
         Args:
             count: how many.
@@ -210,9 +216,7 @@ class TransferPredictor:
             pool = np.sort(rng.choice(pool, max(MAX_CANDIDATES, count), replace=False))
         targets = rng.permutation(self._n)[:MAX_TARGETS]
         weights = np.exp(self._log_weights) if self._fitted is None else self._fitted.posterior.weights
-        variances = weights.sum(axis=1) @ VARIANCES
-        noise = float(weights.sum(axis=0) @ NOISE_VARIANCES)
-        return _most_telling(self._process, variances, noise, measured, pool, targets, int(count))
+        return most_telling(self._process, weights, measured, pool, targets, int(count))
 
     def _checked_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         rows = np.asarray(ids)
@@ -267,46 +271,28 @@ def _left_out(curves: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarra
     return predicted
 
 
+def _mixed(shares: np.ndarray, means: np.ndarray, variances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of mixtures, `(n,)` each, of parts `(parts, n)`."""
+    mean = shares @ means
+    return mean, shares @ (variances + (means - mean) ** 2)
+
+
+def widening_of(deviations: np.ndarray, devices: int) -> float:
+    """By what standard deviations are to be multiplied, so that 90 % of networks lie within 1.645 of them.
+
+    The deviations `(m,)` of left-out measurements, in predicted standard deviations, show how far off these are, and
+    `PRIOR_MEASUREMENTS` that are as they should be count with them; where there are too few known devices to have learned from
+    what is usual, they narrow nothing. The quantile of Student's distribution makes up for how few measurements and known
+    devices there are (Gelman et al., Bayesian Data Analysis, section 3.2).
+    """
+    squares = np.minimum(np.abs(deviations), OUTLIER) ** 2
+    square = (PRIOR_MEASUREMENTS + float(squares.sum())) / (PRIOR_MEASUREMENTS + len(squares))
+    freedom = max(1, len(squares) + min(PRIOR_MEASUREMENTS, devices - 1))
+    quantile = float(t.ppf(0.95, freedom) / norm.ppf(0.95))
+    return math.sqrt(square if devices >= LEAST_DEVICES else max(1.0, square)) * quantile
+
+
 def _mean_square(errors: np.ndarray) -> float:
     """Mean square, outliers bounded."""
     bound = 2 * OUTLIER * float(np.median(np.abs(errors)))
     return float(np.mean(np.minimum(np.abs(errors), bound) ** 2)) + 1e-10
-
-
-def _most_telling(
-    process: Process,
-    variances: np.ndarray,
-    noise: float,
-    measured: np.ndarray,
-    pool: np.ndarray,
-    targets: np.ndarray,
-    count: int,
-) -> np.ndarray:
-    """Greedy choice of those in `pool` whose measurement lowers the summed variance over `targets` most."""
-    factor = np.hstack([np.sqrt(v) * f for v, f in zip(variances, process.factors, strict=True)])
-    pool_factor, target_factor = factor[pool], factor[targets]
-    across = target_factor @ pool_factor.T
-    own = (pool_factor**2).sum(axis=1)
-    told: list[tuple[np.ndarray, np.ndarray]] = []  # of every measurement, what it says of the pool and of all networks
-
-    def tell(row: int) -> None:
-        of_all = factor @ factor[row]
-        for _, earlier in told:
-            of_all = of_all - earlier * earlier[row]
-        of_all = of_all / np.sqrt(max(of_all[row], 0.0) + noise)
-        told.append((of_all[pool], of_all))
-        nonlocal across, own
-        across = across - np.outer(of_all[targets], of_all[pool])
-        own = np.maximum(own - of_all[pool] ** 2, 0.0)
-
-    for row in measured:
-        tell(int(row))
-    chosen: list[int] = []
-    free = np.ones(len(pool), dtype=bool)
-    for _ in range(count):
-        gains = np.where(free, (across**2).sum(axis=0) / (own + noise), -1.0)
-        best = int(np.argmax(gains))
-        free[best] = False
-        chosen.append(int(pool[best]))
-        tell(chosen[-1])
-    return np.array(chosen)

@@ -112,6 +112,7 @@ class Posterior:
         weights: of cells, `SHAPE`; they sum to 1.
         alphas: see `Evidence`.
         left_out: each measurement as predicted from the others, `(m,)`.
+        left_out_variance: of these predictions, the measurement's noise included, `(m,)`.
     """
 
     process: Process
@@ -120,6 +121,7 @@ class Posterior:
     weights: np.ndarray
     alphas: np.ndarray
     left_out: np.ndarray
+    left_out_variance: np.ndarray
 
     @staticmethod
     def of(process: Process, log_weights: np.ndarray, ids: np.ndarray, target: np.ndarray) -> Posterior:
@@ -140,8 +142,9 @@ class Posterior:
         density = np.exp(-0.5 * evidence.out**2 / evidence.out_variance) / np.sqrt(evidence.out_variance)
         without = weights[:, :, None] / (density + 1e-9 * density.max(axis=(0, 1)))
         without /= without.sum(axis=(0, 1))
-        left_out = target + (without * evidence.out).sum(axis=(0, 1))
-        return Posterior(process, ids, inflation, weights, evidence.alphas, left_out)
+        off = (without * evidence.out).sum(axis=(0, 1))
+        variance = (without * (evidence.out_variance + (evidence.out - off) ** 2)).sum(axis=(0, 1))
+        return Posterior(process, ids, inflation, weights, evidence.alphas, target + off, variance)
 
     def predict(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Means and variances of measurements of networks, `(len(rows),)` each."""

@@ -215,7 +215,12 @@ def _beyond(features: np.ndarray, rows: np.ndarray, residual: np.ndarray, rng: n
         out = trees.oob_prediction_
         share = float(np.clip(out @ target / max(out @ out, 1e-12), 0.0, 1.0))
         gain = 1.0 - float(np.mean((target - share * out) ** 2)) / max(float(np.mean(target**2)), 1e-12)
-        return np.asarray(share * trees.predict(features)) if gain > LEAST_GAIN else nothing
+        if gain <= LEAST_GAIN:
+            return nothing
+        predicted = trees.predict(features)
+        if len(rows) < len(features):
+            predicted[rows] = out  # of what they were fitted to trees know more than of the other networks
+        return np.asarray(share * predicted)
 
 
 def _alike(scaled: np.ndarray, curves: np.ndarray, noise: np.ndarray) -> np.ndarray:

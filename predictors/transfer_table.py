@@ -47,7 +47,7 @@ class TableTransfer:
     def __init__(
         self, space: Space, table: LatencyTable, sources: Mapping[str, LatencyTable], max_pairs: int, seed: int = 0
     ) -> None:
-        self._space, self._table, self._sources, self._seed = space, table, sources, seed
+        self._space, self._device, self._sources, self._seed = space, table.device, sources, seed
         self._models = [LatencyPredictor.fit(source, space, SOURCE_HELD_OUT, seed) for source in sources.values()]
         self._costs: dict[Pair, tuple[np.ndarray, tuple[str, ...]]] = {}
         wanted, _ = pairs_of(space, np.random.default_rng(seed), max_pairs, description=table.device)
@@ -57,12 +57,12 @@ class TableTransfer:
         self._pairs = _Rows(pairs, [[pair] for pair in pairs], np.array([self._on_sources(p)[0] for p in pairs]), self, seed)
         layers = [self._layers(drawn) for drawn in networks]
         self._networks = _Rows(networks, layers, np.array([self._network_us(drawn) for drawn in networks]), self, seed)
-        self.fit()
+        self.fit(table)
 
-    def fit(self) -> None:
+    def fit(self, table: LatencyTable) -> None:
         """Learn what was measured on the new device, all that its table holds now."""
-        self._pairs.fit({pair: entry.us for pair, entry in self._table.entries.items()})
-        networks = [n for n in self._table.networks if n.source == "sample"]
+        self._pairs.fit({pair: entry.us for pair, entry in table.entries.items()})
+        networks = [n for n in table.networks if n.source == "sample"]
         self._networks.fit({(n.architecture, n.lowerings): n.us for n in networks})
 
     def propose_pairs(self, count: int) -> list[Pair]:
@@ -109,7 +109,7 @@ class TableTransfer:
         """Microseconds of a network on every source."""
         network = self._space.network(drawn[0])
         names = [self._on_sources((spec, name))[1] for spec, name in zip(network.layers, drawn[1], strict=True)]
-        return np.array([model.predict(network, [of[i] for of in names])[0] for i, model in enumerate(self._models)])
+        return np.array([model.predict_us(network, [of[i] for of in names]) for i, model in enumerate(self._models)])
 
     def _layers(self, drawn: Drawn) -> list[Pair]:
         return [pair_key(spec, name) for spec, name in zip(self._space.layers(drawn[0]), drawn[1], strict=True)]
@@ -122,7 +122,7 @@ class TableTransfer:
         for index, architecture in enumerate([*architectures, *graded_networks(space, rng)]):
             lowerings = []
             for spec in space.layers(architecture):
-                names = applicable(spec, self._table.device)
+                names = applicable(spec, self._device)
                 cheapest = min(names, key=lambda name: self.cost(pair_key(spec, name)))
                 lowerings.append(cheapest if index % 3 or index >= NETWORKS else str(rng.choice(names)))
             drawn.append((architecture, tuple(lowerings)))

@@ -1,19 +1,28 @@
 """A device's table from the tables of others and a few measurements, on a small space for real."""
 
 import json
+import sys
+import threading
+from functools import partial
 
 import pyarrow.parquet as pq
 import pytest
 
 from latency_lut.device import Device
+from latency_lut.elsewhere import take_there
 from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import profile
+from latency_lut.remote import Watch
 from latency_lut.table import LatencyTable
-from latency_lut.transfer import read_sources, transfer
+from latency_lut.transfer import read_sources, take_here, transfer
+from latency_lut.transports import Ssh
 from predictors.latency import LatencyPredictor
 from predictors.transfer_table import TableTransfer
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
+from tests.latency_lut import loopback_sshd
+
+ssh = pytest.mark.skipif(bool(loopback_sshd.missing()), reason=loopback_sshd.missing())
 
 STAGES = [{"widths": [8, 16], "depths": [1], "stride": 2}]
 SPACE = MobileSpace(1, 4, [8], [8], STAGES, [2], [3, 5], [16], ["w8a8", "fp32"], ["dense", "group@1/2"])
@@ -48,9 +57,14 @@ def stored(folder, tmp_path_factory):
     return path
 
 
-def transferred(folder, path, samples, device=NEW):
+def transferred(folder, path, samples, device=NEW, watch=None):
     sources = read_sources(folder, ["one", "two"], device, SPACE)
-    return transfer(SPACE, device, path, sources, TableTransfer, samples=samples, checked_networks=3, **QUICK)
+    settings = MeasuringSettings(**QUICK)
+    take = partial(take_here, SPACE, device, settings=settings)
+    if device.elsewhere:
+        take = partial(take_there, SPACE, device, path, settings=settings, watch=watch or Watch())
+    numbers = {"samples": samples, "checked_networks": 3, "max_pairs": settings.max_pairs}
+    return transfer(SPACE, device, path, sources, TableTransfer, take, **numbers)
 
 
 def test_few_measurements_make_a_table_that_says_what_was_measured(folder, tmp_path):
@@ -93,6 +107,44 @@ def test_few_measurements_make_a_table_that_says_what_was_measured(folder, tmp_p
     assert more.entries.items() <= full.entries.items()
     with pytest.raises(UserError, match="was measured, which is better"):
         transferred(folder, path, 10)
+
+
+@ssh
+def test_a_device_elsewhere_gets_its_table_from_the_same_samples(folder, sshd, tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", sshd.path)
+    monkeypatch.setattr("latency_lut.bundle.NETWORK_VISIT_S", 0.0002)
+    monkeypatch.setattr("latency_lut.bundle.PAIR_ROUNDS", 4)
+    monkeypatch.setattr("latency_lut.bundle.BATCH_NETWORKS", 2)
+    path, stopped, seen = tmp_path / "tables" / "pi.parquet", threading.Event(), []
+    pi = Device("pi", batch=3, reach=Ssh("pi", str(tmp_path / "there"), sys.executable))
+
+    def stop(what, done, total):
+        if what == "models" and done > 6:
+            stopped.set()
+
+    assert transferred(folder, path, 10, pi, Watch(stop, stopped=stopped)) is None
+    assert not path.exists()
+    far, stats = transferred(folder, path, 10, pi, Watch(lambda what, done, total: seen.append((what, done))))
+    assert next(done for what, done in seen if what == "models") > 6
+    assert (stats.pairs, stats.networks) == (5, 8)
+    assert LatencyTable.load(path) == far
+    assert [file.name for file in path.parent.iterdir()] == ["pi.parquet"]
+    assert not [file for file in (tmp_path / "there").rglob("*") if file.is_file()]
+
+    near, _ = transferred(folder, tmp_path / "new.parquet", 10)
+    assert far.device == near.device
+    assert far.entries.keys() == near.entries.keys()
+    assert set(far.anchors) == set(near.anchors)
+    assert [(n.architecture, n.source) for n in far.networks] == [(n.architecture, n.source) for n in near.networks]
+    assert far.transferred.pairs.keys() == near.transferred.pairs.keys()
+
+    more, stats = transferred(folder, path, 12, pi)
+    assert (len(more.entries), stats.pairs, stats.networks) == (6, 1, 1)
+    assert more.entries.items() > far.entries.items()
+    _, stats = transferred(folder, path, 12, Device("pi", batch=3, reach="bundle"))
+    assert (stats.pairs, stats.networks) == (0, 0)
+    with pytest.raises(UserError, match="pi is elsewhere and has no transport"):
+        transferred(folder, path, 14, Device("pi", batch=3, reach="bundle"))
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, spearmanr
 
-from predictors.transfer import TransferPredictor, _combination
+from predictors.transfer import TransferPredictor, _combination, widening_of
+from predictors.transfer_design import most_telling
 from predictors.transfer_process import JOINT, NOISE_VARIANCES, SHAPE, VARIANCES, Posterior, Process, evidence_of
 from predictors.transfer_sources import learn_sources
 from spaces.errors import UserError
@@ -81,6 +82,25 @@ def test_measurements_that_were_proposed_predict_better_than_random_ones() -> No
     assert np.mean(proposed) < np.mean(random)
 
 
+def test_proposals_leave_the_least_error_that_is_to_be_expected_over_the_grid() -> None:
+    features, known, _ = additive_world(networks=50)
+    process = Process.of(learn_sources(features, known), np.arange(known.shape[1]))
+    rng = np.random.default_rng(0)
+    weights = np.zeros(SHAPE)
+    cells = [(3, 9), (20, 1), (44, 5), (50, 3)]
+    weights[tuple(np.transpose(cells))] = rng.dirichlet(np.ones(len(cells)))
+
+    def expected(ids: list[int]) -> float:
+        variances = [plain_posterior(process, g, s, np.array(ids), np.ones(len(ids)))[1] - NOISE_VARIANCES[s] for g, s in cells]
+        return float(sum(weights[cell] * v.mean() for cell, v in zip(cells, variances, strict=True)))
+
+    chosen = [7]
+    for _ in range(3):
+        chosen.append(min(set(range(50)) - set(chosen), key=lambda row: expected([*chosen, row])))
+    everything = np.arange(50)
+    assert most_telling(process, weights, np.array([7]), np.delete(everything, 7), everything, 3).tolist() == chosen[1:]
+
+
 def test_what_was_measured_is_not_proposed_again(predictor: TransferPredictor, world: tuple[np.ndarray, ...]) -> None:
     predictor.fit([3, 5], world[2][[3, 5]])
     assert sorted(predictor.propose(3, [3, 5, 7, 8, 9])) == [7, 8, 9]
@@ -97,6 +117,26 @@ def test_the_intervals_hold_what_they_say() -> None:
         mean, std = p.predict(np.arange(10, NETWORKS))
         inside.append(np.mean(np.abs(mean - measured[10:]) < 1.645 * std))
     assert 0.82 < np.mean(inside) < 0.98
+
+
+def test_few_measurements_and_few_known_devices_have_intervals_that_hold_too() -> None:
+    inside = []
+    for seed in range(24):
+        features, known, measured = additive_world(seed, noise=0.05, devices=2)
+        p = TransferPredictor(features, known)
+        p.fit(np.arange(5), measured[:5])
+        mean, std = p.predict(np.arange(5, NETWORKS))
+        inside.append(np.mean(np.abs(mean - measured[5:]) < 1.645 * std))
+    assert 0.85 < np.mean(inside) < 0.97
+
+
+def test_few_measurements_few_devices_and_large_deviations_widen_intervals() -> None:
+    expected = np.ones(5)
+    assert 1.0 < widening_of(expected, 9) < widening_of(expected, 2) < 1.3
+    assert widening_of(np.ones(400), 2) == pytest.approx(1.0, abs=0.01)
+    assert widening_of(expected / 9, 2) == widening_of(expected, 2) > widening_of(expected / 9, 3)
+    assert widening_of(expected, 2) < widening_of(2 * expected, 2) < 2 * widening_of(expected, 2)
+    assert widening_of(np.array([1.0, 1e6]), 2) < 4
 
 
 def test_the_more_is_measured_the_better(world: tuple[np.ndarray, ...], predictor: TransferPredictor) -> None:
@@ -286,3 +326,15 @@ def test_what_is_not_additive_is_learned_from_a_known_device_and_transferred() -
     known[500:] = np.nan
     assert quality(TransferPredictor(features, known), new, np.arange(500, 512))[1] < 0.06
     assert quality(TransferPredictor(features, known[:, 1:]), new, np.arange(500, 512))[1] > 0.1
+
+
+def test_trees_know_of_networks_that_a_device_was_measured_on_no_more_than_of_others() -> None:
+    rng = np.random.default_rng(2)
+    features = rng.integers(2, size=(1200, 8)).astype(float)
+    beyond = rng.normal(0, 0.3, (2,) * 5)[tuple(features[:, :5].astype(int).T)] + rng.normal(0, 0.1, 1200)
+    device = 5.0 + features @ rng.uniform(0.2, 1.0, 8)
+    known = np.where(np.arange(1200) < 400, device * np.exp(beyond), np.nan)
+    sources = learn_sources(features, known[:, None])
+    errors = np.abs(sources.curves[:, 0] * sources.base / (device * np.exp(beyond)) * np.median(device) - np.median(device))
+    scaled = errors / np.median(errors)
+    assert 0.85 < scaled[:400].mean() / scaled[400:].mean() < 1.1

@@ -56,7 +56,7 @@ def told(measured):
         timing = replace(measured["new"].networks[0], architecture=architecture, lowerings=lowerings, source="sample")
         table.networks.append(replace(timing, us=network_us("new", architecture, lowerings)))
     table.networks += measured["new"].networks
-    transfer.fit()
+    transfer.fit(table)
     table.transferred = transfer.transferred()
     return table
 
