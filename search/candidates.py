@@ -18,7 +18,7 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution
 from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.storages import InMemoryStorage, JournalStorage
-from optuna.storages.journal import BaseJournalBackend, JournalFileBackend
+from optuna.storages.journal import BaseJournalBackend, JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from search.left_out import NOTHING, LeftOut
@@ -216,5 +216,6 @@ def archive(path: Path, space: Space, studies: Mapping[str, FinishedStudy]) -> N
             )
             for candidate, attributes in finished.candidates
         )
-    JournalFileBackend(str(partial)).append_logs(buffer.logs)
+    # Optuna's default lock needs links, which not every file system has.
+    JournalFileBackend(str(partial), JournalFileOpenLock(str(partial))).append_logs(buffer.logs)
     partial.replace(path)

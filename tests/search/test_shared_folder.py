@@ -90,19 +90,25 @@ def open_folder() -> Iterator[Path]:
         yield Path(name)
 
 
-def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOGNAME": "guest"}
+@pytest.fixture
+def environment() -> Iterator[dict[str, str]]:
+    """With a home of the guest's own: libraries tell of one that they cannot write to."""
+    with tempfile.TemporaryDirectory() as home:
+        Path(home).chmod(0o777)
+        yield {**os.environ, "HOME": home, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "LOGNAME": "guest"}
 
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_another_user_s_run_is_left_alone(guest: list[str], finished: Path, open_folder: Path) -> None:
+def test_another_user_s_run_is_left_alone(
+    guest: list[str], finished: Path, open_folder: Path, environment: dict[str, str]
+) -> None:
     shutil.copytree(finished, open_folder / "run")
     before = content(open_folder)
     command = [sys.executable, "-m", "search", "run=run", "seed=1"]
-    ended = subprocess.run([*guest, *command], cwd=open_folder, env=environment(), capture_output=True, text=True)
+    ended = subprocess.run([*guest, *command], cwd=open_folder, env=environment, capture_output=True, text=True)
     assert ended.returncode == 2, ended.stderr
     assert len(ended.stderr.splitlines()) == 1
     assert "Permission denied; choose a folder that you may write" in ended.stderr
@@ -110,19 +116,19 @@ def test_another_user_s_run_is_left_alone(guest: list[str], finished: Path, open
 
 
 @pytest.mark.parametrize("mode", [0o777, 0o1777])
-def test_another_user_is_waited_for_and_followed(guest: list[str], open_folder: Path, mode: int) -> None:
+def test_another_user_is_waited_for_and_followed(
+    guest: list[str], open_folder: Path, environment: dict[str, str], mode: int
+) -> None:
     (open_folder / ".claims").mkdir()
     (open_folder / ".claims").chmod(mode)
     for seconds in ("0", "0"):  # claims of this user to be cleared away, or left, by the other one
-        subprocess.run([sys.executable, "-c", HOLD, open_folder, seconds], env=environment(), check=True, capture_output=True)
-    first = subprocess.Popen(
-        [sys.executable, "-c", HOLD, open_folder, "3"], env=environment(), stdout=subprocess.PIPE, text=True
-    )
+        subprocess.run([sys.executable, "-c", HOLD, open_folder, seconds], env=environment, check=True, capture_output=True)
+    first = subprocess.Popen([sys.executable, "-c", HOLD, open_folder, "3"], env=environment, stdout=subprocess.PIPE, text=True)
     assert first.stdout is not None
     assert first.stdout.readline() == "held\n"
     begin = time.monotonic()
     second = [*guest, sys.executable, "-c", HOLD, str(open_folder), "0"]
-    ended = subprocess.run(second, env=environment(), capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(second, env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert f"process {first.pid} of guest" in ended.stdout.splitlines()[0]
     assert ended.stdout.splitlines()[-1] == "held"
@@ -146,7 +152,7 @@ def test_a_run_is_moved_in_the_middle_and_names_no_place(
     there.mkdir()
     (here / "runs" / "one").rename(there / "moved")
     shutil.rmtree(here)
-    ended = call(there, "run=moved", SETTINGS)
+    ended = call(there, "run=moved", SETTINGS, "threads=1")  # a run does not remember the machine's threads
     assert (ended.status, ended.err) == (0, "")
     assert "tables: done before" in ended.out
     assert (there / "moved" / "front.csv").read_bytes() == (finished / "front.csv").read_bytes()
