@@ -108,26 +108,16 @@ def test_what_was_measured_is_not_proposed_again(predictor: TransferPredictor, w
         predictor.propose(4, [3, 5, 7, 8, 9])
 
 
-def test_the_intervals_hold_what_they_say() -> None:
+@pytest.mark.parametrize(("devices", "count", "worlds", "least", "most"), [(6, 10, 8, 0.82, 0.98), (2, 5, 24, 0.85, 0.97)])
+def test_the_intervals_hold_what_they_say(devices: int, count: int, worlds: int, least: float, most: float) -> None:
     inside = []
-    for seed in range(8):
-        features, known, measured = additive_world(seed, noise=0.05, devices=6)
+    for seed in range(worlds):
+        features, known, measured = additive_world(seed, noise=0.05, devices=devices)
         p = TransferPredictor(features, known)
-        p.fit(np.arange(10), measured[:10])
-        mean, std = p.predict(np.arange(10, NETWORKS))
-        inside.append(np.mean(np.abs(mean - measured[10:]) < 1.645 * std))
-    assert 0.82 < np.mean(inside) < 0.98
-
-
-def test_few_measurements_and_few_known_devices_have_intervals_that_hold_too() -> None:
-    inside = []
-    for seed in range(24):
-        features, known, measured = additive_world(seed, noise=0.05, devices=2)
-        p = TransferPredictor(features, known)
-        p.fit(np.arange(5), measured[:5])
-        mean, std = p.predict(np.arange(5, NETWORKS))
-        inside.append(np.mean(np.abs(mean - measured[5:]) < 1.645 * std))
-    assert 0.85 < np.mean(inside) < 0.97
+        p.fit(np.arange(count), measured[:count])
+        mean, std = p.predict(np.arange(count, NETWORKS))
+        inside.append(np.mean(np.abs(mean - measured[count:]) < 1.645 * std))
+    assert least < np.mean(inside) < most
 
 
 def test_few_measurements_few_devices_and_large_deviations_widen_intervals() -> None:
