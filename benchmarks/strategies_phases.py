@@ -26,6 +26,7 @@ from search.building import build_job
 from search.evaluation import Evaluator, Split
 from search.evaluations import INITIAL, RANDOM, Evaluated
 from search.fronts import evaluated_front
+from search.heap import keep_freed_memory
 from search.job import Job
 from search.overrides import plain_settings
 from search.progress import StageProgress
@@ -174,6 +175,7 @@ class Bench:
     def run_phase(self, phase: str) -> None:
         """Do a phase in this process; what it did before it was killed is not done again."""
         kind, _, rest = phase.partition(":")
+        keep_freed_memory()
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         if kind == "alone":
