@@ -159,8 +159,8 @@ def supernet_of(strategy: str) -> str:
 def own_overrides(strategy: str) -> list[str]:
     """What is a strategy's own in the settings of `python -m search`: space, supernet and study."""
     if strategy == PLAIN:
-        published = ("strategy.every=1", "strategy.random_networks=2", "distillation.labels=0.0")
-        return ["supernet=sandwich", *(f"supernet.{setting}" for setting in published)]
+        published = ("every=1", "random_networks=2", "spread=false")
+        return ["supernet=sandwich", "supernet.distillation.labels=0.0", *(f"supernet.strategy.{p}" for p in published)]
     if strategy == INT8:
         return ["supernet=sandwich", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
     given = [f"supernet={supernet_of(strategy)}"]

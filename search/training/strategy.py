@@ -113,6 +113,6 @@ class OnLabels(Strategy):
         distillation.refuse(list(distillation.settings), why, "a strategy in which one teaches, such as supernet=sandwich")
 
 
-def drawn(space: Space, rng: np.random.Generator, count: int) -> list[Architecture]:
-    """`count` random architectures."""
-    return [space.sample(rng) for _ in range(count)]
+def drawn(space: Space, rng: np.random.Generator, count: int, spread: bool = False) -> list[Architecture]:
+    """`count` random architectures, each choice drawn by itself or, where they are spread, by `Space.sample_spread`."""
+    return [space.sample_spread(rng) if spread else space.sample(rng) for _ in range(count)]

@@ -120,6 +120,14 @@ def test_between_sandwiches_drawn_networks_learn_from_the_labels(
     assert trained_in(strategy, supernet, 6, 10, monkeypatch)[:2] == [tiny_space.largest(), tiny_space.smallest()]
 
 
+def test_networks_are_drawn_spread_over_the_sizes_where_asked(tiny_space: MobileSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, strategy = Supernet(tiny_space), Sandwich(2, every=3, spread=True)
+    rng = np.random.default_rng(4)
+    assert trained_in(strategy, supernet, 4, 10, monkeypatch) == [tiny_space.sample_spread(rng) for _ in range(2)]
+    with pytest.raises(UserError, match="strategy.spread is 1; allowed are true and false"):
+        Sandwich(spread=1)  # type: ignore[arg-type]
+
+
 def test_the_largest_first_and_then_the_sandwich(tiny_space: MobileSpace, monkeypatch: pytest.MonkeyPatch) -> None:
     supernet, strategy = Supernet(tiny_space), Sandwich(2, largest_first=0.5)
     assert trained_in(strategy, supernet, 4, 10, monkeypatch) == [tiny_space.largest()]
