@@ -124,7 +124,7 @@ def test_networks_are_drawn_spread_over_the_sizes_where_asked(tiny_space: Mobile
     supernet, strategy = Supernet(tiny_space), Sandwich(2, every=3, spread=True)
     rng = np.random.default_rng(4)
     assert trained_in(strategy, supernet, 4, 10, monkeypatch) == [tiny_space.sample_spread(rng) for _ in range(2)]
-    with pytest.raises(UserError, match="strategy.spread is 1; allowed are true and false"):
+    with pytest.raises(UserError, match=r"strategy\.spread is 1; allowed are true and false"):
         Sandwich(spread=1)  # type: ignore[arg-type]
 
 
