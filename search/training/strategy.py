@@ -36,7 +36,7 @@ class Step:
         steps: optimizer steps of the whole training.
         rng: draws the same for the same seed and step, on every process.
         distillation: how students learn from a teacher.
-        smoothing: of the labels where the largest network learns from them.
+        smoothing: of the labels where the largest network learns from them, and where nobody teaches.
         backward: adds a loss's gradients to the weights'.
     """
 
