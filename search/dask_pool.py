@@ -25,6 +25,7 @@ from uuid import uuid4
 
 import torch
 
+from search.heap import keep_freed_memory
 from search.pool import Pool, last
 from search.training.fit import quiet_lightning
 from spaces.errors import UserError
@@ -33,13 +34,16 @@ ATTEMPTS = 5
 AHEAD = 2  # pieces of large items for each thread of the workers: one that it does, one that waits
 GROUP_S = 0.1
 CONNECT_S = 30
-POLL_S = 0.005
 LOOK_S = 1.0
 PATIENCE_S = 600.0
 SETTINGS = {
     "distributed.worker.daemon": False,  # a data module may have processes of its own
     "distributed.worker.profile.enabled": False,  # it looks at every stack a hundred times a second, and nobody looks at that
     "distributed.scheduler.active-memory-manager.start": False,  # it takes back what all workers were given
+    "distributed.admin.tick.interval": "1s",  # every process looks at itself so often, by default fifty times a second
+    "distributed.admin.tick.limit": "30s",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.worker.memory.monitor-interval": "1s",
 }
 
 Item = TypeVar("Item")
@@ -186,13 +190,15 @@ class DaskPool(Pool):
 
     def _come(self, done: Any) -> list[tuple[Any, Any]]:
         """Futures that are done, with what came of them; at least one."""
-        looked = time.monotonic()
-        while not done.has_ready():
-            time.sleep(POLL_S)
-            if time.monotonic() - looked > LOOK_S:
-                self._wait_for_workers()
-                looked = time.monotonic()
+        while not self._ready(done):
+            self._wait_for_workers()
         return list(done.next_batch(block=False))
+
+    @staticmethod
+    def _ready(done: Any) -> bool:
+        """Whether a future is done, within `LOOK_S`; woken up, as asking again and again takes the workers' time here."""
+        with done.thread_condition:
+            return bool(done.has_ready() or done.thread_condition.wait(LOOK_S) or done.has_ready())
 
     def _values(self, answer: Any) -> list[Any] | None:
         """What came of a group; `None` where it was lost with a worker or with what that held."""
@@ -275,6 +281,7 @@ _ONE_AT_A_TIME = threading.Lock()
 @lru_cache(maxsize=2)
 def _loaded(sent: Sent) -> Callable[[Any], Any]:
     quiet_lightning()
+    keep_freed_memory()
     try:
         work: Callable[[Any], Any] = pickle.loads(sent.content)  # of the process that asks, over Dask's connection
     except (ImportError, AttributeError) as error:
