@@ -62,7 +62,7 @@ def checked_url(text: str) -> URL:
     if url.password is not None or secrets:
         raise UserError(
             "study.storage has a password in it, which would be written down; give it by PGPASSWORD or ~/.pgpass "
-            f"and the address without: {url.set(password=None).difference_update_query(secrets).render_as_string()}"
+            f"and the address without: {url._replace(password=None).difference_update_query(secrets).render_as_string()}"
         )
     if url.drivername == "postgresql" and find_spec("psycopg2") is None:
         url = url.set(drivername="postgresql+psycopg")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import socket
@@ -22,7 +23,7 @@ from search.dask_pool import DaskPool
 from spaces.errors import UserError
 from tests.cluster import dask
 
-settings = pytest.importorskip("dask.config", reason="dask.distributed is not installed (extra `cluster`)")
+pytest.importorskip("distributed", reason="dask.distributed is not installed (extra `cluster`)")
 
 Job = tuple[str, ...]
 
@@ -50,7 +51,7 @@ class HasABug:
 
 def preloaded(program: str) -> Any:
     """Settings with which every worker process that starts here runs a program first."""
-    return settings.set({"distributed.worker.preload": [program]})
+    return importlib.import_module("dask.config").set({"distributed.worker.preload": [program]})
 
 
 # -- on this machine ----------------------------------------------------------------------------------------------------------
