@@ -23,7 +23,6 @@ given in `benchmarks.supernet_step`.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import sys
 import time
@@ -38,6 +37,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from benchmarks.defaults import options
+from search.heap import keep_freed_memory
 from spaces.elastic import OPERATORS
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT
@@ -165,14 +165,6 @@ def sampled_sides(largest: LayerSpec, spec: LayerSpec, batch: int) -> dict[str, 
         "quantized_weight": part(quantizer, weight),
         "quantized_activation": part(lambda y: quantize_to_own_range(y)[0], module(tensors.x)),
     }
-
-
-def keep_freed_memory() -> bool:
-    """Whether the C library could be told so."""
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # Of malloc.h: how much free memory at the top of the heap to keep, and from which size on not to use the heap.
-    trim_threshold, mmap_threshold, much = -1, -3, 1 << 30
-    return mallopt is not None and bool(mallopt(trim_threshold, much) and mallopt(mmap_threshold, much))
 
 
 def timed_us(sides: dict[str, Pass], passes: int) -> dict[str, NDArray[np.float64]]:

@@ -215,7 +215,7 @@ def evaluator_and_networks(space: Space, count: int, seed: int) -> tuple[Evaluat
 
 
 def main() -> None:
-    values = options(sys.argv[1:], {"evaluations": 40, "repeats": 5, "trials": 200, "seed": 0})
+    values = options(sys.argv[1:], {"evaluations": 80, "repeats": 5, "trials": 200, "seed": 0})
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     torch.set_num_threads(1)
     device, space = device_and_space()

@@ -12,8 +12,9 @@ JSON with the figures of every strategy on the last line.
 Every training strategy trains a supernet of its own for as many epochs as take the arithmetic of `epochs` of the plain sandwich
 rule (`bignas`); multiply-accumulates are counted, not seconds. It is searched by `python -m search` with as many evaluations as
 take the arithmetic of the gradient strategies, which search in the default strategy's supernet, as search strategies do.
-`uniform_int8` is the default strategy in a space of dense int8 networks. `strategies_phases.py` has what they are judged by,
-`strategies_report.py` how it is shown. Each phase is a process of its own, so its memory is known.
+`uniform_int8` is the default strategy in a space of dense int8 networks; its front and the default's are also finished.
+`strategies_bench.py` has the settings, `strategies_phases.py` what strategies are judged by, `strategies_report.py` how it is
+shown. Each phase is a process of its own, so its memory is known.
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from benchmarks import strategies_report
-from benchmarks.strategies_phases import ALL, ALONE_PARTS, DEFAULT, GRADIENT, INT8, SEARCHING, TRAINING, Bench, arithmetic
+from benchmarks.strategies_bench import ALL, DEFAULT, GRADIENT, INT8, SEARCHING, TRAINING, Bench, arithmetic
+from benchmarks.strategies_phases import ALONE_PARTS, Phases
 from latency_lut.command import CONFIG_FOLDER
 from search.data.contract import digest, files_digest
 from spaces.errors import UserError
@@ -57,7 +59,7 @@ def main() -> None:
     options = parse(sys.argv[1:])
     try:
         if options.phase is not None:
-            options.bench.run_phase(options.phase)
+            Phases(options.bench).run(options.phase)
             return
         Schedule(options).run()
         result = strategies_report.write(options.bench, options.strategies, options.docs)
@@ -143,6 +145,7 @@ class Schedule:
                 for last, family in (("study", searching), ("relax", gradient))
                 for s in family
             ],
+            [(f"front:{s}", self.own(f"front:{s}")) for s in (DEFAULT, INT8) if INT8 in chosen],
             [(timing, self.own(timing))],
         ]
 

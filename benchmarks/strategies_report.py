@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from scipy.stats import kendalltau
 
-from benchmarks.strategies_phases import DEFAULT, GRADIENT, INT8, PLAIN, SEARCHING, Bench, supernet_of
+from benchmarks.strategies_bench import DEFAULT, GRADIENT, INT8, PLAIN, SEARCHING, Bench, supernet_of
 from search.objectives import hypervolume
 from spaces.files import write_atomically
 
@@ -24,6 +24,7 @@ from matplotlib import pyplot
 
 CHANCE = 0.1
 BUDGETS = (0.25, 0.5)  # shares of the largest float network's latency
+KINDS = {"inherited": "accuracy", "finished": "finished"}  # of accuracy on fronts, with their keys in the results
 BEGIN, END = "<!-- measured: begin -->", "<!-- measured: end -->"
 # Okabe and Ito, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#56B4E9", "#CC79A7", "#F0E442", "#000000")
@@ -38,7 +39,7 @@ def write(bench: Bench, strategies: Sequence[str], docs: Path | None) -> Figures
     result = {
         "strategies": rows,
         "supernet_pays": pays(bench),
-        "over_uniform_int8": over_int8(timing) if INT8 in rows else None,
+        "over_uniform_int8": {kind: over_int8(timing, kind) for kind in KINDS} if INT8 in rows else None,
         "gap_points_by_epochs": curve(bench),
         "setting": bench.setting,
         "rows": bench.rows,
@@ -96,14 +97,14 @@ def judged(bench: Bench, weights: str) -> Figures:
     }
 
 
-def over_int8(timing: Mapping[str, Any]) -> Figures:
-    """The default's front against that of dense int8 networks, by test accuracy as inherited and measured latency.
+def over_int8(timing: Mapping[str, Any], kind: str) -> Figures:
+    """The default's front against that of dense int8 networks, by measured latency and a kind of test accuracy.
 
     At each latency of the int8 front, the points by which the default's best network that is not slower is more accurate; at
     each accuracy, how many times faster its fastest network that is not less accurate is. Medians and extremes, where there are
     such.
     """
-    fronts = {name: [(r["us"], r["accuracy"]) for r in timing["rows"] if r["strategy"] == name] for name in (DEFAULT, INT8)}
+    fronts = {name: [(r["us"], r[KINDS[kind]]) for r in timing["rows"] if r["strategy"] == name] for name in (DEFAULT, INT8)}
     points, speedups = [], []
     for us, accuracy in fronts[INT8]:
         as_fast = [own for own_us, own in fronts[DEFAULT] if own_us <= us]
@@ -191,7 +192,7 @@ def tables(result: Mapping[str, Any]) -> str:
     described = "; ".join(f"{key} {value}" for key, value in result["machine"].items())
     lines += ["", f"Setting `{result['setting']}`: {size}. {described}.", "", *paid(pays_)]
     if over := result["over_uniform_int8"]:
-        lines += ["", against_int8(over)]
+        lines += ["", *(against_int8(over[kind], kind) for kind in KINDS)]
     by_length = ", ".join(f"{epochs}: {gap:+.1f}" for epochs, gap in by_epochs.items())
     lines += ["", f"Gap without any retraining, in points, by epochs of the networks trained alone: {by_length}."]
     return "\n".join(lines) + "\n"
@@ -209,12 +210,12 @@ def paid(pays_: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def against_int8(over: Mapping[str, float | None]) -> str:
+def against_int8(over: Mapping[str, float | None], kind: str) -> str:
     """The default's front and that of dense int8 networks, in words."""
     forms = {"points": "{:+.1f}", "speedup": "{:.2f}x"}
     at = {name: [shown(over[name + end], form) for end in ("", "_lowest", "_highest")] for name, form in forms.items()}
     return (
-        f"`{DEFAULT}` against `{INT8}`, as inherited, median over the latter's front (lowest and highest): at equal measured "
+        f"`{DEFAULT}` against `{INT8}`, {kind}, median over the latter's front (lowest and highest): at equal measured "
         "latency {} points ({}, {}), at equal accuracy {} faster ({}, {}).".format(*at["points"], *at["speedup"])
     )
 

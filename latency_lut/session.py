@@ -1,8 +1,10 @@
 """One session of measuring: pairs and whole networks, timed into a table at the speed of its anchors.
 
 Networks keep time for networks: what slows a machine for seconds slows whole networks and single layers differently, so that
-batches of networks which only layers tie together are some percent apart. So once a table has networks, some of them, of all
-sizes, are loaded and timed along with every further batch of networks.
+batches of networks which only layers tie together are some percent apart. So once a table has networks, some of the first, of
+all sizes, are loaded and timed along with every further batch of networks. These are always the same, and they are loaded among
+the others in random order: a model that is loaded early runs about half a percent slower than the same one loaded late, which
+adds up when each batch is tied to the one before.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from spaces.space import Space
 
 ANCHORS = 10
 NETWORK_ANCHORS = 16
+FIRST_NETWORKS = 100  # of a table, among which its anchors are
 NETWORK_VISIT_S = 0.004
 NETWORK_ROUNDS = 25
 
@@ -58,24 +61,28 @@ class Session:
 
     def time_networks(self, space: Space, drawn: Sequence[Drawn], source: str) -> None:
         """Time a batch of whole networks, given with their lowerings, into the table."""
-        stopwatch = self.stopwatch_for_networks(space)
-        timings = stopwatch.time(self._load_networks(space, drawn), NETWORK_ROUNDS, NETWORK_VISIT_S, self.seed)
+        built = [(space.network(architecture), lowerings) for architecture, lowerings in drawn]
+        stopwatch, loaded = self.load_networks(space, [self._model(network, lowerings) for network, lowerings in built])
+        timings = stopwatch.time(loaded, NETWORK_ROUNDS, NETWORK_VISIT_S, self.seed)
         for (architecture, lowerings), t in zip(drawn, timings, strict=True):
             self.table.networks.append(NetworkTiming(architecture, lowerings, t.us, t.spread_us, t.count, source))
 
-    def stopwatch_for_networks(self, space: Space) -> Stopwatch:
-        """One for a batch, with networks of the table as anchors; where it has too few, the one whose anchors are layers."""
-        known = sorted(self.table.networks, key=lambda network: network.us)
-        if len(known) < NETWORK_ANCHORS:
-            return self.stopwatch
-        anchors = [known[i] for i in np.linspace(0, len(known) - 1, NETWORK_ANCHORS).round().astype(int)]
-        loaded = self._load_networks(space, [(anchor.architecture, anchor.lowerings) for anchor in anchors])
-        return Stopwatch(loaded, [anchor.us for anchor in anchors])
+    def load_networks(self, space: Space, models: Sequence[bytes]) -> tuple[Stopwatch, list[LoadedModel]]:
+        """Serialized networks, ready to run, and a stopwatch with networks of the table as anchors.
 
-    def _load_networks(self, space: Space, drawn: Sequence[Drawn]) -> list[LoadedModel]:
-        built = [(space.network(architecture), lowerings) for architecture, lowerings in drawn]
-        models = [build_random(network, lowerings, self.rng, self.device) for network, lowerings in built]
-        return [self.runtime.load(model, self.device) for model in models]
+        Where the table has too few networks, it is the stopwatch whose anchors are layers.
+        """
+        known = sorted(self.table.networks[:FIRST_NETWORKS], key=lambda network: network.us)
+        if len(known) < NETWORK_ANCHORS:
+            return self.stopwatch, [self.runtime.load(model, self.device) for model in models]
+        anchors = [known[i] for i in np.linspace(0, len(known) - 1, NETWORK_ANCHORS).round().astype(int)]
+        everything = [*(self._model(space.network(a.architecture), a.lowerings) for a in anchors), *models]
+        loaded = {i: self.runtime.load(everything[i], self.device) for i in self.rng.permutation(len(everything)).tolist()}
+        in_order = [loaded[i] for i in range(len(everything))]
+        return Stopwatch(in_order[: len(anchors)], [anchor.us for anchor in anchors]), in_order[len(anchors) :]
+
+    def _model(self, network: Network, lowerings: Sequence[str]) -> bytes:
+        return build_random(network, lowerings, self.rng, self.device)
 
     def settle(self) -> None:
         """Bring everything from the speed of the first batch to the machine's usual speed."""
@@ -116,7 +123,6 @@ def retime(
         clock is `us / speed`.
     """
     session = Session(table, device, (), seed)
-    loaded = [session.runtime.load(model, device) for model in models]
-    stopwatch = session.stopwatch_for_networks(space)
+    stopwatch, loaded = session.load_networks(space, models)
     timings = stopwatch.time(loaded, rounds, NETWORK_VISIT_S, seed)
     return timings, stopwatch.speed

@@ -80,11 +80,14 @@ class Speed:
         anchors: how many models, the first ones, are visited in every batch.
         anchors_us: what they cost at the wanted speed, when it is known from an earlier session. Otherwise the first batch sets
             the speed at first, and `scale` says by what to multiply to get to the usual speed.
+
+    Attributes:
+        anchors_us: what they cost at the speed of all batches; `None` before the first batch where it is not known.
     """
 
     def __init__(self, anchors: int, anchors_us: Sequence[float] | None = None) -> None:
         self._anchors = anchors
-        self._levels_us = None if anchors_us is None else np.array(anchors_us)
+        self.anchors_us = None if anchors_us is None else np.array(anchors_us)
         self._fixed = anchors_us is not None
         self._slowness: list[np.ndarray] = []
         self._batches_us: list[np.ndarray] = []
@@ -98,10 +101,10 @@ class Speed:
         """
         steady_us, count = steadied(times_us, orders), self._anchors
         levels_us = np.median(steady_us[:count], axis=1)
-        if self._levels_us is None:
-            self._levels_us = levels_us
-        ratio = float(np.median(levels_us / self._levels_us)) if count else 1.0
-        self._slowness.append(np.log(times_us[:count] / self._levels_us[:, None]).reshape(-1))
+        if self.anchors_us is None:
+            self.anchors_us = levels_us
+        ratio = float(np.median(levels_us / self.anchors_us)) if count else 1.0
+        self._slowness.append(np.log(times_us[:count] / self.anchors_us[:, None]).reshape(-1))
         self._batches_us.append(steady_us[:count] / ratio)
         return summarize(steady_us[count:], 1.0 / ratio)
 

@@ -32,7 +32,7 @@ LEAST_STACKED = 4  # measurements; fewer cannot weigh the parts
 PRIOR_MEASUREMENTS = 4  # for which counts, among errors of measurements, what is expected of them
 MAX_MEASURED = 1000  # measurements that are used, drawn from more
 MAX_CANDIDATES = 2000
-MAX_TARGETS = 250
+MAX_TARGETS = 100
 PROCESS_SHARE = 0.5  # weight of the linear model before there are measurements
 
 

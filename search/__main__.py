@@ -21,6 +21,7 @@ from rich.console import Console
 from latency_lut.command import run_hydra
 from search.building import build_job, told
 from search.claims import claimed
+from search.heap import keep_freed_memory
 from search.job import Job
 from search.overrides import (
     OVERRIDES_FILE,
@@ -70,6 +71,7 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
     """Run the configured stages; the recorder is told where."""
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric")
     quiet_lightning()
+    keep_freed_memory()
     given = None if config.run is None else Path(str(config.run))
     fallen: dict[str, list[str]] = {}
     if given is not None and (given / OVERRIDES_FILE).exists():

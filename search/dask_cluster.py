@@ -19,6 +19,10 @@ SETTINGS = {
     "distributed.worker.daemon": False,  # a data module may have processes of its own
     "distributed.worker.profile.enabled": False,  # it looks at every stack a hundred times a second, and nobody looks at that
     "distributed.scheduler.active-memory-manager.start": False,  # it takes back what all workers were given
+    "distributed.admin.tick.interval": "1s",  # every process looks at itself so often, by default fifty times a second
+    "distributed.admin.tick.limit": "30s",
+    "distributed.admin.system-monitor.interval": "5s",
+    "distributed.worker.memory.monitor-interval": "1s",
 }
 LOGGERS = ("distributed", "distributed.client", "tornado.application")  # with tracebacks of what is told here in a line
 

@@ -25,7 +25,6 @@ from spaces.errors import UserError
 ATTEMPTS = 5
 AHEAD = 2  # pieces of large items for each thread of the workers: one that it does, one that waits
 GROUP_S = 0.1
-POLL_S = 0.005
 LOOK_S = 1.0
 PATIENCE_S = 600.0
 OWN_PATIENCE_S = 120.0  # for worker processes that were started here; Dask tries for ever to start them again
@@ -170,13 +169,15 @@ class DaskPool(Pool):
 
     def _come(self, done: Any) -> list[tuple[Any, Any]]:
         """Futures that are done, with what came of them; at least one."""
-        looked = time.monotonic()
-        while not done.has_ready():
-            time.sleep(POLL_S)
-            if time.monotonic() - looked > LOOK_S:
-                self._wait_for_workers(done.has_ready)
-                looked = time.monotonic()
+        while not self._ready(done):
+            self._wait_for_workers(done.has_ready)
         return list(done.next_batch(block=False))
+
+    @staticmethod
+    def _ready(done: Any) -> bool:
+        """Whether a future is done, within `LOOK_S`; woken up, as asking again and again takes the workers' time here."""
+        with done.thread_condition:
+            return bool(done.has_ready() or done.thread_condition.wait(LOOK_S) or done.has_ready())
 
     def _values(self, answer: Any) -> list[Any] | None:
         """What came of a group; `None` where it was lost with a worker or with what that held."""

@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from latency_lut.command import mistake
+from search.heap import keep_freed_memory
 from search.training.fit import quiet_lightning
 from spaces.errors import UserError
 
@@ -85,6 +86,7 @@ def do(items: bytes, content: bytes, versions: Mapping[str, str], threads: int) 
 @lru_cache(maxsize=2)
 def _loaded(content: bytes) -> Callable[[Any], Any]:
     quiet_lightning()
+    keep_freed_memory()
     try:
         work: Callable[[Any], Any] = pickle.loads(content)  # of the process that asks, over Dask's connection
     except (ImportError, AttributeError) as error:

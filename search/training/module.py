@@ -39,7 +39,7 @@ class SupernetTraining(Training):
         evaluator: measures the curve's points on validation data.
         distillation: how students learn from a teacher.
         schedule: `cosine` or `constant_ending`, see `search.training.schedule`.
-        label_smoothing: where the largest network learns from labels.
+        label_smoothing: where the largest network learns from labels, and where nobody teaches any network.
         averaging: decay of the averaged weights, which are what is evaluated and kept; 0 keeps the last ones.
         zero_init_residual: begin with residual branches that add nothing: 0 for the scale of each one's last batch norm
             (arXiv:1706.02677, section 5.1).

@@ -26,7 +26,7 @@ class Sorted(OnLabels):
         self.networks = networks
 
     def backward(self, step: Step) -> Losses:
-        losses = [
-            step.on_labels(step.supernet.space.sample_spread(step.rng), 1.0 / self.networks)[0] for _ in range(self.networks)
-        ]
+        space, share = step.supernet.space, 1.0 / self.networks
+        networks = [space.sample_spread(step.rng) for _ in range(self.networks)]
+        losses = [step.on_labels(a, share, step.smoothing)[0] for a in networks]
         return {"drawn": sum(losses[1:], losses[0]) / self.networks}

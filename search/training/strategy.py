@@ -36,7 +36,7 @@ class Step:
         steps: optimizer steps of the whole training.
         rng: draws the same for the same seed and step, on every process.
         distillation: how students learn from a teacher.
-        smoothing: of the labels where the largest network learns from them.
+        smoothing: of the labels where the largest network learns from them, and where nobody teaches.
         backward: adds a loss's gradients to the weights'.
     """
 
@@ -113,6 +113,6 @@ class OnLabels(Strategy):
         distillation.refuse(list(distillation.settings), why, "a strategy in which one teaches, such as supernet=sandwich")
 
 
-def drawn(space: Space, rng: np.random.Generator, count: int) -> list[Architecture]:
-    """`count` random architectures."""
-    return [space.sample(rng) for _ in range(count)]
+def drawn(space: Space, rng: np.random.Generator, count: int, spread: bool = False) -> list[Architecture]:
+    """`count` random architectures, each choice drawn by itself or, where they are spread, by `Space.sample_spread`."""
+    return [space.sample_spread(rng) if spread else space.sample(rng) for _ in range(count)]

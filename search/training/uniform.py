@@ -9,5 +9,5 @@ class Uniform(OnLabels):
     """Every step trains one random network on the labels."""
 
     def backward(self, step: Step) -> Losses:
-        loss, _ = step.on_labels(step.supernet.space.sample(step.rng))
+        loss, _ = step.on_labels(step.supernet.space.sample(step.rng), smoothing=step.smoothing)
         return {"drawn": loss}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from benchmarks import strategies_report
+from benchmarks.strategies_bench import TRAINING, Bench, arithmetic
 from benchmarks.strategies_cifar10 import Schedule, parse
-from benchmarks.strategies_phases import ALONE_PARTS, TRAINING, Bench, arithmetic, reference_networks
+from benchmarks.strategies_phases import ALONE_PARTS, Phases
 from search.__main__ import do_stage
 from search.stages import STAGES
 
@@ -70,8 +72,9 @@ def test_training_strategies_get_equal_arithmetic(bench: Bench) -> None:
 
 def test_networks_trained_alone_are_the_same_every_time_and_spread_over_sizes(bench: Bench) -> None:
     space = bench.job("sandwich").space
-    chosen = reference_networks(space, 6, 3)
-    assert chosen == reference_networks(space, 6, 3) != reference_networks(space, 6, 4)
+    six, others = (replace(bench, networks=6, seed=seed) for seed in (3, 4))
+    chosen = six.reference_networks(space)
+    assert chosen == six.reference_networks(space) != others.reference_networks(space)
     macs = [space.network(a).macs for a in chosen]
     assert macs == sorted(macs)
     assert macs[-1] > 1.5 * macs[0]
@@ -83,12 +86,14 @@ def test_phases_give_the_figures_and_the_picture(bench: Bench, tmp_path: Path) -
         if stage.name in ("space", "tables", "supernet", "predictors", "study"):
             do_stage(job, stage, None)
     phases = [f"alone:{length}:{part}" for length in ("1.0", "equal") for part in range(ALONE_PARTS)]
-    for phase in (*phases, "judge:sandwich", "timing:sandwich"):
-        bench.run_phase(phase)
+    for phase in (*phases, "judge:sandwich", "front:sandwich", "timing:sandwich"):
+        Phases(bench).run(phase)
     before = {path: path.stat().st_mtime_ns for path in Path(bench.work, "results").glob("alone-*")}
-    bench.run_phase(phases[0])
+    Phases(bench).run(phases[0])
     assert len(before) == 8
     assert before == {path: path.stat().st_mtime_ns for path in before}
+    rows = json.loads(bench.result_path("timing").read_text())["rows"]
+    assert all(0.0 <= row["finished"] <= 1.0 for row in rows if row["strategy"] == "sandwich")
     for phase in ("supernet:sandwich", "search:sandwich"):
         bench.cost_path(phase).parent.mkdir(exist_ok=True)
         bench.cost_path(phase).write_text('{"cpu_s": 1.0, "wall_s": 2.0, "peak_mib": 3.0}')
@@ -126,8 +131,8 @@ def test_search_strategies_search_in_the_default_supernet_and_int8_in_its_own(ar
 
 def test_int8_is_compared_at_equal_latency_and_at_equal_accuracy() -> None:
     fronts = {"sandwich": [(1.0, 0.4), (3.0, 0.7)], "uniform_int8": [(0.5, 0.2), (2.0, 0.3), (4.0, 0.6), (9.0, 0.9)]}
-    rows = [{"strategy": name, "us": us, "accuracy": share} for name, front in fronts.items() for us, share in front]
-    over = strategies_report.over_int8({"rows": rows})
+    rows = [{"strategy": name, "us": us, "finished": share} for name, front in fronts.items() for us, share in front]
+    over = strategies_report.over_int8({"rows": rows}, "finished")
     assert [over[key] for key in ("points_lowest", "points", "points_highest")] == pytest.approx([-20.0, 10.0, 10.0])
     assert [over[key] for key in ("speedup_lowest", "speedup", "speedup_highest")] == pytest.approx([0.5, 4 / 3, 2.0])
 

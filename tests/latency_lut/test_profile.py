@@ -10,7 +10,7 @@ from latency_lut.device import Device
 from latency_lut.lowering import applicable
 from latency_lut.measuring import MeasuringSettings
 from latency_lut.profile import pairs_of, profile
-from latency_lut.session import NETWORK_ANCHORS, Session, build_random, retime
+from latency_lut.session import FIRST_NETWORKS, NETWORK_ANCHORS, Session, build_random, retime
 from latency_lut.table import LatencyTable, pair_key
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
@@ -111,7 +111,20 @@ def test_networks_keep_time_for_networks(tmp_path):
     assert 0.7 < np.median([now.us / before.us for now, before in zip(again, stored, strict=True)]) < 1.4
     few = replace(table, networks=stored)
     session = Session(few, DEVICE, (), seed=0)
-    assert session.stopwatch_for_networks(SPACE) is session.stopwatch
+    assert session.load_networks(SPACE, [])[0] is session.stopwatch
+
+
+def test_every_batch_of_networks_is_tied_to_the_same_ones(tmp_path):
+    """A chain of batches, each tied to the one before, would add up what each is wrong by."""
+    settings = MeasuringSettings(max_pairs=30, networks=NETWORK_ANCHORS, **QUICK)
+    table, _ = profile(SPACE, DEVICE, tmp_path / "x86.parquet", settings)
+    begin = [replace(table.networks[index % NETWORK_ANCHORS], us=2.0 + index) for index in range(FIRST_NETWORKS)]
+    table = replace(table, networks=begin)
+    later = replace(table, networks=[*begin, *(replace(network, us=10 * network.us) for network in begin)])
+    batches = [Session(each, DEVICE, (), seed=0).load_networks(SPACE, []) for each in (table, later)]
+    first, second = (stopwatch.anchors_us for stopwatch, _ in batches)
+    assert first.tolist() == second.tolist()
+    assert len(first) == NETWORK_ANCHORS
 
 
 def test_a_table_of_another_space_is_kept(tmp_path):

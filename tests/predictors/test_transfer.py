@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import multivariate_normal, spearmanr
 
 from predictors.transfer import TransferPredictor, _combination, widening_of
-from predictors.transfer_design import most_telling
+from predictors.transfer_design import CELLS, drawn_cells, most_telling
 from predictors.transfer_process import JOINT, NOISE_VARIANCES, SHAPE, VARIANCES, Posterior, Process, evidence_of
 from predictors.transfer_sources import learn_sources
 from spaces.errors import UserError
@@ -91,14 +91,31 @@ def test_proposals_leave_the_least_error_that_is_to_be_expected_over_the_grid() 
     weights[tuple(np.transpose(cells))] = rng.dirichlet(np.ones(len(cells)))
 
     def expected(ids: list[int]) -> float:
-        variances = [plain_posterior(process, g, s, np.array(ids), np.ones(len(ids)))[1] - NOISE_VARIANCES[s] for g, s in cells]
-        return float(sum(weights[cell] * v.mean() for cell, v in zip(cells, variances, strict=True)))
+        variances = [plain_posterior(process, g, s, np.array(ids), np.ones(len(ids)))[1] for g, s in cells]
+        return float(sum(weights[cell] * np.sqrt(v).mean() for cell, v in zip(cells, variances, strict=True)))
 
     chosen = [7]
     for _ in range(3):
         chosen.append(min(set(range(50)) - set(chosen), key=lambda row: expected([*chosen, row])))
     everything = np.arange(50)
     assert most_telling(process, weights, np.array([7]), np.delete(everything, 7), everything, 3).tolist() == chosen[1:]
+
+
+def test_proposals_are_for_all_cells_of_the_grid_by_their_weights() -> None:
+    few = np.zeros(SHAPE)
+    few[3, 9], few[20, 1] = 0.3, 0.1
+    cells, shares = drawn_cells(few)
+    assert cells.tolist() == [3 * SHAPE[1] + 9, 20 * SHAPE[1] + 1]
+    assert shares == pytest.approx([0.75, 0.25])
+    rng = np.random.default_rng(0)
+    for concentration in (0.1, 1.0, 100.0):  # from few likely cells to flat weights
+        weights = rng.dirichlet(np.full(SHAPE[0] * SHAPE[1], concentration))
+        cells, shares = drawn_cells(weights.reshape(SHAPE))
+        assert len(cells) <= CELLS
+        assert shares.sum() == pytest.approx(1.0)
+        drawn = np.zeros(weights.size)
+        drawn[cells] = shares
+        assert np.abs(np.cumsum(drawn) - np.cumsum(weights)).max() <= 0.51 / CELLS
 
 
 def test_what_was_measured_is_not_proposed_again(predictor: TransferPredictor, world: tuple[np.ndarray, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -118,6 +119,24 @@ def test_between_sandwiches_drawn_networks_learn_from_the_labels(
     between = trained_in(strategy, supernet, 4, 10, monkeypatch)
     assert between == drawn(tiny_space, np.random.default_rng(4), 2)
     assert trained_in(strategy, supernet, 6, 10, monkeypatch)[:2] == [tiny_space.largest(), tiny_space.smallest()]
+
+
+@pytest.mark.parametrize("name", ["sandwich", "sorted", "uniform"])
+def test_labels_are_smoothed_where_asked(name: str, tiny_space: MobileSpace) -> None:
+    losses = []
+    for smoothing in (0.0, 0.3):
+        torch.manual_seed(0)
+        step = replace(step_of(Supernet(tiny_space), 0, 10), smoothing=smoothing)
+        losses.append(float(next(iter(STRATEGIES[name]().backward(step).values()))))
+    assert losses[0] != losses[1]
+
+
+def test_networks_are_drawn_spread_over_the_sizes_where_asked(tiny_space: MobileSpace, monkeypatch: pytest.MonkeyPatch) -> None:
+    supernet, strategy = Supernet(tiny_space), Sandwich(2, every=3, spread=True)
+    rng = np.random.default_rng(4)
+    assert trained_in(strategy, supernet, 4, 10, monkeypatch) == [tiny_space.sample_spread(rng) for _ in range(2)]
+    with pytest.raises(UserError, match=r"strategy\.spread is 1; allowed are true and false"):
+        Sandwich(spread=1)  # type: ignore[arg-type]
 
 
 def test_the_largest_first_and_then_the_sandwich(tiny_space: MobileSpace, monkeypatch: pytest.MonkeyPatch) -> None:
