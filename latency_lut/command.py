@@ -28,6 +28,8 @@ Command = Callable[[DictConfig], None]
 FileCommand = Callable[[Path, DictConfig], None]
 
 CONFIG_FOLDER = Path(__file__).resolve().parent.parent / "conf"
+SECRET = re.compile(r"://[^/@\s]*:[^@\s]*@|[?&]\w*(?:password|passwd|passphrase|secret|token)=", re.IGNORECASE)
+SECRET_OF_A_HOST = re.compile(r"""['"]?[^/@\s]*:[^@\s]*@""")
 USER_STATUS = 2
 INTERRUPTED_STATUS = 130
 
@@ -105,6 +107,8 @@ def mistake(error: BaseException) -> str | None:
     full = _full_disk(error)
     if full is not None:
         return _one_line(not_written(full.filename or "a file", full))
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):  # numpy's and Python's, torch's
+        return _one_line(f"not enough memory: {error}")[:200].rstrip(": ") + "; with more the same command goes on"
     if _is_of_a_launcher(error):
         return _one_line(f"a job ended without a result: {error}")[:300] + "; the same command does what is missing"
     return None
@@ -164,7 +168,7 @@ def _check_arguments() -> None:
     parser.parse_args()
     for text in sys.argv[1:]:
         name, _, value = text.partition("=")
-        if re.search(r"://[^/@\s]*:[^/@\s]*@", value):
+        if SECRET.search(value) or (name.endswith(("host", "address")) and SECRET_OF_A_HOST.match(value)):
             raise UserError(
                 f"{name} has a password in it, which would be written down; give the address without, and the password by the "
                 "environment or the program's own file (of PostgreSQL: PGPASSWORD or ~/.pgpass)"

@@ -7,44 +7,30 @@ depend on who did what: a worker process does one piece at a time, as torch has 
 
 from __future__ import annotations
 
-import importlib
-import logging
 import os
 import pickle
-import threading
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError
-from dataclasses import dataclass, field
-from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
-from uuid import uuid4
 
-import torch
-
-from search.heap import keep_freed_memory
+from search.dask_cluster import connected, dask, reason
+from search.dask_worker import ADVICE, Done, Failed, own_versions
 from search.pool import Pool, last
-from search.training.fit import quiet_lightning
 from spaces.errors import UserError
 
 ATTEMPTS = 5
 AHEAD = 2  # pieces of large items for each thread of the workers: one that it does, one that waits
 GROUP_S = 0.1
-CONNECT_S = 30
 LOOK_S = 1.0
 PATIENCE_S = 600.0
-SETTINGS = {
-    "distributed.worker.daemon": False,  # a data module may have processes of its own
-    "distributed.worker.profile.enabled": False,  # it looks at every stack a hundred times a second, and nobody looks at that
-    "distributed.scheduler.active-memory-manager.start": False,  # it takes back what all workers were given
-    "distributed.admin.tick.interval": "1s",  # every process looks at itself so often, by default fifty times a second
-    "distributed.admin.tick.limit": "30s",
-    "distributed.admin.system-monitor.interval": "5s",
-    "distributed.worker.memory.monitor-interval": "1s",
-}
+OWN_PATIENCE_S = 120.0  # for worker processes that were started here; Dask tries for ever to start them again
+# A function's name would be looked up while a worker reads a message, and one without this package would break off there, again
+# and again. This fails in the task, and is told.
+DO = "__import__('importlib').import_module('search.dask_worker').do(items, content, versions, threads)"
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -78,23 +64,8 @@ class DaskPool(Pool):
                 raise UserError(f"evaluator.{name} is {value!r}; allowed are integers from 1")
         if address is not None and workers is not None:
             raise UserError("evaluator.workers and evaluator.address are both given; allowed is one of them")
-        distributed = self._distributed = _dask()
-        self.threads, self._cluster = threads, None
-        if address is None:
-            importlib.import_module("dask.config").set(SETTINGS)
-            self._cluster = distributed.LocalCluster(
-                n_workers=workers or max(1, (os.cpu_count() or 2) // 2),
-                threads_per_worker=1,
-                processes=True,
-                scheduler_kwargs={"dashboard": False, "dashboard_address": "127.0.0.1:0"},  # any free port, for nobody
-                silence_logs=logging.CRITICAL,
-            )
-        try:
-            self._client = distributed.Client(self._cluster or address, timeout=CONNECT_S, set_as_default=False)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"evaluator.address: no scheduler answers at {address} ({error}); start one: dask scheduler"
-            ) from error
+        self.threads, self._distributed = threads, dask()
+        self._client, self._cluster = connected(workers or max(1, (os.cpu_count() or 2) // 2), address)
         self._where = self._client.scheduler.address
         self._work: object = None
         self._sent: Any = None
@@ -152,8 +123,9 @@ class DaskPool(Pool):
         count = len(groups)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # that items are large
-            theirs = [[items[index] for index in group] for group in groups]
-            futures = self._client.map(_do, theirs, [sent] * count, [self.threads] * count, pure=False)
+            texts = [pickle.dumps([items[index] for index in group]) for group in groups]
+            known = {"content": sent, "versions": own_versions(), "threads": self.threads}
+            futures = self._client.map(eval, [DO] * count, [{"items": text, **known} for text in texts], pure=False)
         return dict(zip(futures, groups, strict=True))
 
     def _groups(self, indices: list[int]) -> list[list[int]]:
@@ -178,20 +150,27 @@ class DaskPool(Pool):
                 raise UserError(
                     f"evaluator=dask: data module or space cannot be sent to workers ({error}); allowed is evaluator=local"
                 ) from error
+            self._sent = self._scattered(content)
+            self._work, self._pieces, self._pieces_s = work, 0, 0.0
+        return self._sent
+
+    def _scattered(self, content: bytes) -> Any:
+        """Give every worker the same; tried again where a worker died meanwhile."""
+        for attempt in range(1, ATTEMPTS + 1):
             self._wait_for_workers()
             try:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", UserWarning)  # that the weights are large
-                    self._sent = self._client.scatter(Sent(uuid4().hex, content), broadcast=True, hash=False)
-            except (OSError, TimeoutError) as error:
-                raise self._gone(error) from error
-            self._work, self._pieces, self._pieces_s = work, 0, 0.0
-        return self._sent
+                    warnings.simplefilter("ignore", UserWarning)  # that it is large
+                    return self._client.scatter(content, broadcast=True, hash=False)
+            except (OSError, TimeoutError, CancelledError) as error:
+                if attempt == ATTEMPTS:
+                    raise self._gone(error) from error
+        raise RuntimeError("neither sent nor told")
 
     def _come(self, done: Any) -> list[tuple[Any, Any]]:
         """Futures that are done, with what came of them; at least one."""
         while not self._ready(done):
-            self._wait_for_workers()
+            self._wait_for_workers(done.has_ready)
         return list(done.next_batch(block=False))
 
     @staticmethod
@@ -205,10 +184,14 @@ class DaskPool(Pool):
         if isinstance(answer, Done):
             self._pieces, self._pieces_s = self._pieces + len(answer.values), self._pieces_s + answer.seconds
             return answer.values
+        if isinstance(answer, Failed):
+            raise RuntimeError(f"a piece of work failed on a Dask worker:\n{answer.trace}")
         error = answer[1] if isinstance(answer, tuple) else answer
         if isinstance(error, (CancelledError, self._distributed.scheduler.KilledWorker)):
             return None
-        raise error
+        if isinstance(error, UserError):
+            raise error
+        raise UserError(f"a Dask worker cannot do the work ({reason(error)}); {ADVICE}") from error
 
     @staticmethod
     def _check_lost(lost: Counter[int]) -> None:
@@ -218,83 +201,50 @@ class DaskPool(Pool):
             )
 
     def _threads_there(self) -> int:
+        """Threads of the workers that take work; a worker whose memory is nearly full takes none."""
         try:
-            return sum(self._client.nthreads().values())
+            return sum(self._client.sync(self._client.scheduler.ncores_running, workers=None).values())
         except (OSError, TimeoutError, CancelledError) as error:
             raise self._gone(error) from error
 
-    def _wait_for_workers(self) -> None:
-        """Return when there is a worker.
+    def _wait_for_workers(self, until: Callable[[], bool] = lambda: False) -> None:
+        """Return when there is a worker that takes work, or a condition is true.
 
         Raises:
-            UserError: none came for `PATIENCE_S` seconds, or the scheduler is gone.
+            UserError: none came for long, or the scheduler is gone.
         """
-        begin, told = time.monotonic(), self._cluster is not None  # those that were started here are on their way
-        while not self._threads_there():
+        begin, told = time.monotonic(), False
+        while not self._threads_there() and not until():
             waited_s = time.monotonic() - begin
-            if waited_s > PATIENCE_S:
-                raise UserError(f"no Dask worker came to {self._where}; start some: dask worker {self._where} --nthreads 1")
-            if not told and waited_s > LOOK_S:
-                self.say(f"  no Dask worker at {self._where}; waiting for: dask worker {self._where} --nthreads 1")
+            absent = self._who_is_missing()
+            if waited_s > (PATIENCE_S if self._cluster is None else OWN_PATIENCE_S):
+                raise UserError(absent)
+            if not told and waited_s > LOOK_S and self._cluster is None:  # those that were started here are on their way
+                self.say(f"  waiting: {absent}")
                 told = True
             time.sleep(LOOK_S / 4)
 
+    def _who_is_missing(self) -> str:
+        """Why nobody works."""
+        try:
+            any_there = bool(self._client.nthreads())
+        except (OSError, TimeoutError, CancelledError) as error:
+            raise self._gone(error) from error
+        if any_there:
+            return (
+                f"the Dask workers at {self._where} take no work, as their memory is full; start some with more: --memory-limit"
+            )
+        if self._cluster is None:
+            return f"no Dask worker at {self._where}; start some: dask worker {self._where} --nthreads 1"
+        return (
+            "the Dask workers of this search ended and do not start again, as happens without memory or room in "
+            "the folder for temporary files; the same command goes on when there is some, or with evaluator=local"
+        )
+
     def _gone(self, error: BaseException) -> UserError:
-        reason = " ".join(str(error).split())[:160]
-        return UserError(f"the Dask scheduler {self._where} is gone ({reason}); start it and run the same command")
+        return UserError(f"the Dask scheduler {self._where} is gone ({reason(error)}); start it and run the same command")
 
     def close(self) -> None:
         self._client.close()
         if self._cluster is not None:
             self._cluster.close()
-
-
-def _dask() -> Any:
-    try:
-        return importlib.import_module("distributed")
-    except ImportError as error:
-        raise UserError("evaluator=dask: dask.distributed is not installed; run: pip install -e '.[cluster]'") from error
-
-
-# -- in a worker --------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Sent:
-    """What all pieces need, pickled; equal to others by its name."""
-
-    name: str
-    content: bytes = field(compare=False, repr=False)
-
-
-@dataclass(frozen=True)
-class Done:
-    """Results of a group, and the seconds that they took."""
-
-    values: list[Any]
-    seconds: float
-
-
-_ONE_AT_A_TIME = threading.Lock()
-
-
-@lru_cache(maxsize=2)
-def _loaded(sent: Sent) -> Callable[[Any], Any]:
-    quiet_lightning()
-    keep_freed_memory()
-    try:
-        work: Callable[[Any], Any] = pickle.loads(sent.content)  # of the process that asks, over Dask's connection
-    except (ImportError, AttributeError) as error:
-        raise UserError(
-            f"a Dask worker cannot load the work ({error}); start workers in the same checkout, with the same packages"
-        ) from error
-    return work
-
-
-def _do(items: list[Any], sent: Sent, threads: int) -> Done:
-    with _ONE_AT_A_TIME:
-        torch.set_num_threads(threads)
-        work = _loaded(sent)
-        begin = time.perf_counter()
-        values = [work(item) for item in items]
-        return Done(values, time.perf_counter() - begin)

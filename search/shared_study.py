@@ -31,6 +31,7 @@ from optuna.trial import FrozenTrial, TrialState, create_trial
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
+from latency_lut.command import SECRET
 from search.evaluation import Evaluation
 from search.workers import Measure, Workers
 from spaces.choice import Architecture
@@ -57,10 +58,11 @@ def checked_url(text: str) -> URL:
         url = make_url(text)
     except ArgumentError:
         raise UserError("study.storage is no address of a database; allowed is such as postgresql://user@host/name") from None
-    if url.password is not None:
+    secrets = [name for name in url.query if SECRET.search(f"?{name}=")]
+    if url.password is not None or secrets:
         raise UserError(
             "study.storage has a password in it, which would be written down; give it by PGPASSWORD or ~/.pgpass "
-            f"and the address without: {url.set(password=None).render_as_string()}"
+            f"and the address without: {url._replace(password=None).difference_update_query(secrets).render_as_string()}"
         )
     if url.drivername == "postgresql" and find_spec("psycopg2") is None:
         url = url.set(drivername="postgresql+psycopg")

@@ -105,7 +105,9 @@ def told_jobs(folder: Path) -> list[Told]:
     varied = [name for name in names if len({values.get(name) for values in settings}) > 1]
 
     def label(values: Mapping[str, str], which: Sequence[str]) -> str:
-        return ", ".join(f"{name}={values[name]}" for name in which if name in values) or "the defaults"
+        return ", ".join(f"{name}={values[name]}" for name in which if name in values) or (
+            "the defaults" if which else "all jobs"
+        )
 
     return [
         Told(job, _summary(folder, job), label(values, [name for name in varied if name != SEED]), label(values, varied))

@@ -13,7 +13,10 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 PROGRAMS = ("munged", "mariadbd", "mariadb-install-db", "mariadb", "slurmdbd", "slurmctld", "slurmd", "sbatch", "sacct")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
@@ -57,9 +60,13 @@ class Cluster:
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _left(self) -> list[int]:
-        """Step daemons of jobs that still run."""
-        listed = subprocess.run(["pgrep", "-f", f"slurmstepd|{self.folder}"], capture_output=True, text=True).stdout
-        return [int(pid) for pid in listed.split() if int(pid) != os.getpid()]
+        """What jobs of this cluster left: their step daemons and all that these started."""
+        left = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get("SLURM_CONF") == self.environment["SLURM_CONF"] and process.pid != os.getpid():
+                    left.append(process.pid)
+        return left
 
     def _start(self) -> None:
         ports = _free_ports(4)

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from search.pool import Pool, ThisProcess
 from search.workers import PoolWorkers
 from spaces.choice import Architecture
 from spaces.errors import UserError
+from tests.cluster import dask
 
 pytest.importorskip("distributed", reason="dask.distributed is not installed (extra `cluster`)")
 
@@ -153,37 +152,22 @@ def test_a_run_on_dask_is_the_run_of_one_process(call: Call, finished: Path, tmp
 
 @pytest.fixture
 def scheduler() -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A scheduler without workers, as `dask scheduler` starts it; its address, and its process."""
-    arguments = ["-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard"]
-    process = subprocess.Popen([sys.executable, *arguments], stderr=subprocess.PIPE, text=True)
-    assert process.stderr is not None
-    address = None
-    while address is None:
-        address = re.search(r"tcp://\S+", process.stderr.readline())
-    yield address.group(), process
-    process.kill()
-    process.wait()
-    process.stderr.close()
+    with dask.scheduler() as started:
+        yield started
 
 
 def test_workers_are_waited_for(scheduler: tuple[str, subprocess.Popen[str]]) -> None:
     said: list[str] = []
     address = scheduler[0]
-    started: list[subprocess.Popen[bytes]] = []
+    with ExitStack() as started:
 
-    def say(line: str) -> None:
-        said.append(line)
-        command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "4", "--no-dashboard"]
-        started.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "PYTHONPATH": os.getcwd()}))
+        def say(line: str) -> None:
+            said.append(line)
+            started.enter_context(dask.worker(address, "--nthreads", "4"))
 
-    try:
         with closing(DaskPool(address=address, say=say)) as pool:
             assert dict(pool.each(Countdown(), range(10))) == {number: number - 1 for number in range(10)}
-    finally:
-        for process in started:
-            process.terminate()
-            process.wait()
-    assert said == [f"  no Dask worker at {address}; waiting for: dask worker {address} --nthreads 1"]
+    assert said == [f"  waiting: no Dask worker at {address}; start some: dask worker {address} --nthreads 1"]
 
 
 def test_workers_that_do_not_come_are_told(
@@ -191,7 +175,7 @@ def test_workers_that_do_not_come_are_told(
 ) -> None:
     monkeypatch.setattr("search.dask_pool.PATIENCE_S", 0.5)
     address = scheduler[0]
-    with closing(DaskPool(address=address)) as pool, pytest.raises(UserError, match=f"no Dask worker came to {address}"):
+    with closing(DaskPool(address=address)) as pool, pytest.raises(UserError, match=f"no Dask worker at {address}"):
         list(pool.each(Countdown(), [1]))
 
 
@@ -213,9 +197,3 @@ def test_a_scheduler_that_goes_away_is_told(scheduler: tuple[str, subprocess.Pop
 def test_mistakes(values: dict[str, Any], words: str) -> None:
     with pytest.raises(UserError, match=words):
         DaskPool(**values)
-
-
-def test_nobody_at_the_address(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("search.dask_pool.CONNECT_S", 1)
-    with pytest.raises(UserError, match=r"no scheduler answers at tcp://127\.0\.0\.1:9"):
-        DaskPool(address="tcp://127.0.0.1:9")

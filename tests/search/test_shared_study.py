@@ -206,14 +206,30 @@ def test_a_run_by_a_shared_study_is_the_run_of_one_process(call: Call, finished:
     assert not any(b"study.db" in content for content in written)
 
 
-@pytest.mark.parametrize("sweep", [("-m", "seed=0,1"), ()])
-def test_a_password_is_refused_and_written_nowhere(call: Call, tmp_path: Path, tiny_job: Job, sweep: tuple[str, ...]) -> None:
-    ended = call(tmp_path, *sweep, *tiny_job, "study.storage=postgresql://me:secret@127.0.0.1/name")
+@pytest.mark.parametrize(
+    "given",
+    [
+        ("study.storage=postgresql://me:secret@127.0.0.1/name",),
+        ("-m", "seed=0,1", "study.storage=postgresql://me:secret@127.0.0.1/name"),
+        ("-m", "seed=0,1", "study.storage=postgresql://me:a/secret@127.0.0.1/name"),
+        ("-m", "seed=0,1", 'study.storage="postgresql://me@127.0.0.1/name?password=secret"'),
+        ("-m", "seed=0,1", "evaluator.address=me:secret@head:8786"),
+        ("-m", "seed=0,1", "devices.x86.reach.host=me:secret@pi"),
+    ],
+)
+def test_a_password_is_refused_and_written_nowhere(call: Call, tmp_path: Path, tiny_job: Job, given: tuple[str, ...]) -> None:
+    ended = call(tmp_path, *given, *tiny_job)
     assert ended.status == 2
     assert len(ended.err.splitlines()) == 1
     assert "PGPASSWORD" in ended.err
     assert "secret" not in ended.err + ended.out
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("url", ["postgresql://me:secret@host/name", "postgresql://me@host/name?sslpassword=secret"])
+def test_a_password_of_a_configuration_is_refused(url: str) -> None:
+    with pytest.raises(UserError, match=r"the address without: postgresql://me@host/name$"):
+        checked_url(url)
 
 
 def test_a_password_of_the_environment_is_written_nowhere(tiny_job: Job, tmp_path: Path) -> None:
