@@ -112,10 +112,16 @@ def address() -> Iterator[str]:
         yield address
 
 
+WITHOUT_THE_PACKAGE = f"""
+import sys  # run at the start of each process, after what an editable installation has put in
+sys.meta_path[:] = [finder for finder in sys.meta_path if "Editable" not in getattr(finder, "__name__", "")]
+sys.path[:] = [path for path in sys.path if path != {str(dask.ROOT)!r}]
+"""
+
+
 def test_a_worker_without_the_package(address: str, tmp_path: Path) -> None:
-    (tmp_path / "search").mkdir()
-    (tmp_path / "search" / "__init__.py").touch()
-    cannot = pytest.raises(UserError, match=r"No module named 'search\.dask_worker'\); start workers in the same checkout")
+    (tmp_path / "sitecustomize.py").write_text(WITHOUT_THE_PACKAGE)
+    cannot = pytest.raises(UserError, match=r"No module named 'search'\); start workers in the same checkout")
     with dask.worker(address, "--nthreads", "1", path=tmp_path), closing(DaskPool(address=address)) as pool, cannot:
         list(pool.each(Square(), [1]))
 
