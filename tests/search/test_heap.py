@@ -12,30 +12,36 @@ import torch
 
 from search.heap import keep_freed_memory
 
-BYTES, PAGE = 1 << 24, 4096
+PAGE, MIB = 4096, 1 << 20
 
 pytestmark = pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="no mallopt in this C library")
 
 
-def faults_per_page(repeats: int) -> float:
-    """Page faults of tensors that are made, written and dropped one after the other, for each page after the first two."""
-    for _ in range(2):
-        torch.ones(BYTES // 4)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    for _ in range(repeats):
-        torch.ones(BYTES // 4)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / (repeats * BYTES / PAGE)
+def faults_per_page(mib: int) -> float:
+    """Page faults for each page of tensors that are made, written and dropped one after the other, in the best of four tries.
+
+    What is not kept faults on every page of every try; a busy system may take pages of those that are kept.
+    """
+
+    def tried() -> float:
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        for _ in range(4):
+            torch.ones(mib * MIB // 4)
+        return (resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before) / (4 * mib * MIB / PAGE)
+
+    return min(tried() for _ in range(4))
 
 
-def kept(repeats: int) -> tuple[bool, float]:
-    return keep_freed_memory(), faults_per_page(repeats)
+def told_and_before_and_after(mib: int) -> tuple[bool, float, float]:
+    before = faults_per_page(mib)
+    return keep_freed_memory(), before, faults_per_page(mib)
 
 
 def test_a_process_reuses_what_it_freed() -> None:
     with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        told, faults = process.submit(kept, 8).result()
+        told, before, after = process.submit(told_and_before_and_after, 64).result()
     assert told
-    assert faults < 0.5
+    assert after < 0.5 * before
 
 
 def test_so_do_workers_of_dask() -> None:
@@ -43,6 +49,6 @@ def test_so_do_workers_of_dask() -> None:
     pytest.importorskip("distributed")
     pool = dask_pool.DaskPool(1)
     try:
-        assert dict(pool.each(faults_per_page, [8]))[0] < 0.5
+        assert dict(pool.each(faults_per_page, [16]))[0] < 0.5
     finally:
         pool.close()
