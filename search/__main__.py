@@ -36,6 +36,7 @@ from search.overrides import (
 from search.progress import StageProgress
 from search.report import print_front
 from search.run import digest
+from search.shared_study import check_answers
 from search.sharing import SharedStages
 from search.stages import STAGES, Stage, of_devices, print_choices
 from search.summary import SUMMARY_FILE, read_summary
@@ -107,6 +108,8 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
         if recorder is not None:
             recorder.runs_in(path)
         held.callback(job.close)
+        if job.storage is not None and not stages <= {"space", "tables", "supernet"}:
+            check_answers(job.storage, progress.say)
         does = "waiting" if job.storage is None else "evaluating for it"
         waiting = claimed(
             path,

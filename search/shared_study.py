@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 import os
 import random
+import re
 import threading
 import time
 import warnings
@@ -28,6 +29,7 @@ import optuna
 from optuna.exceptions import ExperimentalWarning, StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RDBStorage, fail_stale_trials
 from optuna.trial import FrozenTrial, TrialState, create_trial
+from sqlalchemy import create_engine
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, IntegrityError, NoSuchModuleError, SQLAlchemyError
 
@@ -43,6 +45,7 @@ POLL_S = 0.5
 KEPT = 16
 PATIENCE_S = 600.0
 ATTEMPTS = 5
+REFUSED = re.compile("authentication failed|no password supplied|Access denied", re.IGNORECASE)
 ALIVE = (TrialState.WAITING, TrialState.RUNNING, TrialState.COMPLETE)
 
 T = TypeVar("T")
@@ -75,6 +78,48 @@ def checked_url(text: str) -> URL:
     return url
 
 
+def insist(operation: Callable[[], T], url: URL, say: Callable[[str], None], patience_s: float | None = None) -> T:
+    """Try again while a database does not answer.
+
+    Raises:
+        UserError: it did not for `PATIENCE_S` seconds, or it refuses the user or the password.
+    """
+    begin, pause, told = time.monotonic(), 0.2, False
+    where = url.render_as_string(hide_password=True)
+    while True:
+        try:
+            return operation()
+        except (StorageInternalError, SQLAlchemyError) as error:
+            reason = " ".join(str(error.__cause__ or error).split())[:200]
+            if REFUSED.search(reason):
+                raise UserError(
+                    f"the database {where} refuses ({reason}); give the password by PGPASSWORD or ~/.pgpass"
+                ) from error
+            if time.monotonic() - begin > (PATIENCE_S if patience_s is None else patience_s):
+                raise UserError(
+                    f"the database {where} does not answer ({reason}); start it and run the same command"
+                ) from error
+            if not told and not isinstance(error, IntegrityError):
+                say(f"  the database {where} does not answer ({reason}); waiting")
+                told = True
+        time.sleep(pause * random.uniform(0.5, 1.5))
+        pause = min(2 * pause, 5.0)
+
+
+def check_answers(text: str, say: Callable[[str], None]) -> None:
+    """Make sure that there is a database, before anything takes time.
+
+    Raises:
+        UserError: there is none, or it refuses.
+    """
+    url = checked_url(text)
+    engine = create_engine(url)
+    try:
+        insist(lambda: engine.connect().close(), url, say, PATIENCE_S / 10)
+    finally:
+        engine.dispose()
+
+
 class SharedStudy(Workers):
     """Evaluate by a shared study.
 
@@ -92,7 +137,7 @@ class SharedStudy(Workers):
         self.url, self.key, self.measure, self.say = checked_url(url), key, measure, say
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ExperimentalWarning)
-            self.storage = self._insist(self._connect, PATIENCE_S / 10)
+            self.storage = insist(self._connect, self.url, self.say, PATIENCE_S / 10)
         self.study = self._insist(self._join)
         self._id = self.study._study_id
         self._swept = 0.0
@@ -233,28 +278,8 @@ class SharedStudy(Workers):
 
     # -- a database that goes away --------------------------------------------------------------------------------------------
 
-    def _insist(self, operation: Callable[[], T], patience_s: float | None = None) -> T:
-        """Try again while the database does not answer.
-
-        Raises:
-            UserError: it did not for `PATIENCE_S` seconds.
-        """
-        begin, pause, told = time.monotonic(), 0.2, False
-        while True:
-            try:
-                return operation()
-            except (StorageInternalError, SQLAlchemyError) as error:
-                where = self.url.render_as_string(hide_password=True)
-                reason = " ".join(str(error.__cause__ or error).split())[:200]
-                if time.monotonic() - begin > (PATIENCE_S if patience_s is None else patience_s):
-                    raise UserError(
-                        f"the database {where} does not answer ({reason}); start it and run the same command"
-                    ) from error
-                if not told and not isinstance(error, IntegrityError):
-                    self.say(f"  the database {where} does not answer ({reason}); waiting")
-                    told = True
-            time.sleep(pause * random.uniform(0.5, 1.5))
-            pause = min(2 * pause, 5.0)
+    def _insist(self, operation: Callable[[], T]) -> T:
+        return insist(operation, self.url, self.say)
 
     def close(self) -> None:
         """Leave the database."""

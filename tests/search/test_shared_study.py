@@ -236,17 +236,9 @@ def test_a_password_of_the_environment_is_written_nowhere(tiny_job: Job, tmp_pat
     """A server that asks for one; first with a wrong one, which is told without it."""
     if postgresql.missing():
         pytest.skip(postgresql.missing())
-    program = "import search.shared_study as s, search.__main__ as m; s.PATIENCE_S = 20.0; m.command()"
     with postgresql.Server(password="open-sesame") as server:
-        command = [
-            sys.executable,
-            "-c",
-            program,
-            *tiny_job,
-            "run=run",
-            f"study.storage={server.url}",
-            "stages=[tables,supernet,predictors]",
-        ]
+        stages = "stages=[tables,supernet,predictors]"
+        command = [sys.executable, "-m", "search", *tiny_job, "run=run", f"study.storage={server.url}", stages]
         ends = []
         for password in ("no-such-word", "open-sesame"):
             environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2]), "PGPASSWORD": password}
@@ -254,6 +246,8 @@ def test_a_password_of_the_environment_is_written_nowhere(tiny_job: Job, tmp_pat
     assert [ended.returncode for ended in ends] == [2, 0], ends
     assert len(ends[0].stderr.splitlines()) == 1
     assert "password authentication failed" in ends[0].stderr
+    assert "give the password by PGPASSWORD" in ends[0].stderr
+    assert "tables" not in ends[0].stdout  # nothing was measured before
     written = [path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()]
     said = [(ended.stdout + ended.stderr).encode() for ended in ends]
     assert not any(word in text for word in (b"no-such-word", b"open-sesame") for text in (*written, *said))
