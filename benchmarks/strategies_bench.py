@@ -99,7 +99,7 @@ class Bench:
 
     def job(self, strategy: str) -> Job:
         """A strategy's run with everything in it."""
-        return job_of(self.overrides(strategy), self.run(strategy))
+        return _job(self.overrides(strategy), self.run(strategy))
 
     # -- equal arithmetic -----------------------------------------------------------------------------------------------------
 
@@ -177,7 +177,7 @@ def arithmetic(bench: Bench) -> None:
     if path.exists():
         return
     counting = Path(bench.work) / "counting"
-    jobs = {strategy: job_of([*bench.base_overrides(strategy), *bench.search], counting) for strategy in (*TRAINING, INT8)}
+    jobs = {strategy: _job([*bench.base_overrides(strategy), *bench.search], counting) for strategy in (*TRAINING, INT8)}
     job = jobs[DEFAULT]
     space, rng = job.space, np.random.default_rng(bench.seed)
     chosen = bench.reference_networks(space)
@@ -218,7 +218,7 @@ def _macs_per_image(job: Job, seed: int) -> float:
     return supernet.macs_done / (DRY_STEPS * len(labels))
 
 
-def job_of(overrides: Sequence[str], run: Path) -> Job:
+def _job(overrides: Sequence[str], run: Path) -> Job:
     with initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         config = compose("search", list(overrides))
     progress = StageProgress(Console(quiet=True))

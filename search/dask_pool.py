@@ -156,16 +156,17 @@ class DaskPool(Pool):
 
     def _scattered(self, content: bytes) -> Any:
         """Give every worker the same; tried again where a worker died meanwhile."""
-        for attempt in range(1, ATTEMPTS + 1):
+        attempts = 0
+        while True:
             self._wait_for_workers()
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # that it is large
                     return self._client.scatter(content, broadcast=True, hash=False)
             except (OSError, TimeoutError, CancelledError) as error:
-                if attempt == ATTEMPTS:
+                attempts += 1
+                if attempts == ATTEMPTS:
                     raise self._gone(error) from error
-        raise RuntimeError("neither sent nor told")
 
     def _come(self, done: Any) -> list[tuple[Any, Any]]:
         """Futures that are done, with what came of them; at least one."""

@@ -1,7 +1,9 @@
 """What a worker process of Dask does: look whether it has the code of the search, load the work once, do pieces of it.
 
-One piece at a time, as torch has one random generator and one number of threads. Only `UserError` is raised here, so that
-whatever else comes from a worker is Dask's own failure, such as a worker without this package.
+What is unpickled here comes from the process that asks, over Dask's connection, by which workers can be told to run anything;
+nothing of it is read from disk. One piece at a time, as torch has one random generator and one number of threads. Only
+`UserError` is raised here, so that whatever else comes from a worker is Dask's own failure, such as a worker without this
+package.
 """
 
 from __future__ import annotations
@@ -88,7 +90,7 @@ def _loaded(content: bytes) -> Callable[[Any], Any]:
     quiet_lightning()
     keep_freed_memory()
     try:
-        work: Callable[[Any], Any] = pickle.loads(content)  # of the process that asks, over Dask's connection
+        work: Callable[[Any], Any] = pickle.loads(content)
     except (ImportError, AttributeError) as error:
         raise UserError(f"a Dask worker on {socket.gethostname()} cannot load the work ({error}); {ADVICE}") from error
     return work
