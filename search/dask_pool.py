@@ -155,7 +155,7 @@ class DaskPool(Pool):
         return self._sent
 
     def _scattered(self, content: bytes) -> Any:
-        """Give every worker the same; tried again where a worker died meanwhile."""
+        """Give every worker the same; tried again where a worker died meanwhile, or its memory filled."""
         attempts = 0
         while True:
             self._wait_for_workers()
@@ -163,10 +163,11 @@ class DaskPool(Pool):
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore", UserWarning)  # that it is large
                     return self._client.scatter(content, broadcast=True, hash=False)
-            except (OSError, TimeoutError, CancelledError) as error:
+            except (OSError, TimeoutError, CancelledError, ValueError) as error:
                 attempts += 1
                 if attempts == ATTEMPTS:
-                    raise self._gone(error) from error
+                    full = isinstance(error, ValueError)  # that no worker is left that takes a copy
+                    raise (UserError(self._full()) if full else self._gone(error)) from error
 
     def _come(self, done: Any) -> list[tuple[Any, Any]]:
         """Futures that are done, with what came of them; at least one."""
@@ -232,15 +233,16 @@ class DaskPool(Pool):
         except (OSError, TimeoutError, CancelledError) as error:
             raise self._gone(error) from error
         if any_there:
-            return (
-                f"the Dask workers at {self._where} take no work, as their memory is full; start some with more: --memory-limit"
-            )
+            return self._full()
         if self._cluster is None:
             return f"no Dask worker at {self._where}; start some: dask worker {self._where} --nthreads 1"
         return (
             "the Dask workers of this search ended and do not start again, as happens without memory or room in "
             "the folder for temporary files; the same command goes on when there is some, or with evaluator=local"
         )
+
+    def _full(self) -> str:
+        return f"the Dask workers at {self._where} take no work, as their memory is full; start some with more: --memory-limit"
 
     def _gone(self, error: BaseException) -> UserError:
         return UserError(f"the Dask scheduler {self._where} is gone ({reason(error)}); start it and run the same command")

@@ -136,6 +136,9 @@ def test_a_worker_with_other_code(address: str, tmp_path: Path) -> None:
         list(pool.each(Square(), [1]))
 
 
+FULL = r"the Dask workers at .* take no work, as their memory is full"
+
+
 def test_workers_whose_memory_is_full(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("search.dask_pool.PATIENCE_S", 1.0)
     said: list[str] = []
@@ -145,7 +148,25 @@ def test_workers_whose_memory_is_full(address: str, monkeypatch: pytest.MonkeyPa
         closing(DaskPool(address=address, say=said.append)) as pool,
     ):
         pool._client.wait_for_workers(1)
-        with pytest.raises(UserError, match=r"the Dask workers at .* take no work, as their memory is full"):
+        while pool._threads_there():  # until the worker has looked at its memory
+            time.sleep(0.05)
+        with pytest.raises(UserError, match=FULL):
+            list(pool.each(Square(), [1]))
+
+
+def test_workers_whose_memory_fills_with_what_is_sent(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with dask.worker(address, "--nthreads", "1"), closing(DaskPool(address=address)) as pool:
+        scatter, attempts = pool._client.scatter, []
+
+        def fills(*arguments: Any, **options: Any) -> Any:
+            attempts.append(1)
+            if len(attempts) == 2:
+                return scatter(*arguments, **options)
+            raise ValueError("Can not use replicate to delete data")  # what Dask says where the last worker stops taking work
+
+        monkeypatch.setattr(pool._client, "scatter", fills)
+        assert dict(pool.each(Square(), [2])) == {0: 4}
+        with pytest.raises(UserError, match=FULL):
             list(pool.each(Square(), [1]))
 
 
