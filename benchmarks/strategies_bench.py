@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ from spaces.files import write_atomically
 from spaces.space import Space
 from spaces.supernet import Supernet
 
-DEFAULT = "sandwich"
+DEFAULT = "single_path"
 PLAIN = "bignas"  # the sandwich rule in every step, as published; its epochs are what other strategies' are made equal to
-TRAINING = ("sandwich", "bignas", "sorted", "progressive", "uniform")
+TRAINING = ("single_path", "uniform", "sandwich", "bignas", "sorted", "progressive")
 GRADIENT = ("tangle", "proxyless", "dass", "quantnas", "once_for_both")
 SEARCHING = ("upper_confidence", "reinforce", "training_free")  # in the default's supernet, beside its own study
 INT8 = "uniform_int8"  # trained and searched as the default is, in the space's dense networks with int8 everywhere
@@ -51,7 +52,7 @@ class Bench:
     lengths: Sequence[float]
     networks: int
     learning_rate: float
-    supernet_learning_rate: float
+    supernet_learning_rates: Mapping[str, float]
     members: Sequence[float]
     member_epochs: int
     timed: int
@@ -72,7 +73,7 @@ class Bench:
             "data.resolutions=[32]",
             "device=[x86]",
             *own_overrides(strategy),
-            f"supernet.learning_rate={self.supernet_learning_rate}",
+            f"supernet.learning_rate={self.supernet_learning_rates[supernet_of(strategy)]}",
             f"seed={self.seed}",
             f"threads={'null' if self.threads is None else self.threads}",
         ]
@@ -87,7 +88,8 @@ class Bench:
             given += [f"relaxation.cost_weights=[{','.join(map(str, self.members))}]"]
         first, later = self.evaluations
         given += [f"evaluation.initial={first}", f"evaluation.held_out={first // 4}", f"study.evaluations={later}"]
-        return [*given, "study.rounds=2", "study.candidates=2000", *self.search]
+        candidates = 400 if name == "training_free" else 2000  # each takes it nine passes, and a predictor hardly anything
+        return [*given, "study.rounds=2", f"study.candidates={candidates}", *self.search]
 
     def search_command(self, strategy: str, stages: Sequence[str]) -> list[str]:
         """Do stages of a strategy's run; what runs have in common is done once."""
@@ -126,14 +128,14 @@ class Bench:
         """Passes of a network trained alone.
 
         Args:
-            length: a share of `epochs`, or `equal`: the networks together take the arithmetic of a
-                supernet of which as many networks are finished.
+            length: a share of `epochs`, or `equal`: the networks together take at least the arithmetic
+                of a supernet of which as many networks are finished.
             share: of the supernet's arithmetic for each that is finished.
         """
         if length != "equal":
             return self.epochs_of(PLAIN, float(length))
         total: float = self.epochs * self.plan["macs_per_image"][PLAIN] * (1.0 + self.networks * share)
-        return max(1, round(total / float(MACS_PER_TRAINING * self.plan["macs"]["networks"])))
+        return max(1, math.ceil(total / float(MACS_PER_TRAINING * self.plan["macs"]["networks"])))
 
     def reference_networks(self, space: Space) -> list[Architecture]:
         """Networks spread evenly over the sizes that random ones have, by multiply-accumulates."""
@@ -162,7 +164,7 @@ def own_overrides(strategy: str) -> list[str]:
         published = ("every=1", "random_networks=2", "spread=false")
         return ["supernet=sandwich", "supernet.distillation.labels=0.0", *(f"supernet.strategy.{p}" for p in published)]
     if strategy == INT8:
-        return ["supernet=sandwich", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
+        return [f"supernet={DEFAULT}", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
     given = [f"supernet={supernet_of(strategy)}"]
     if strategy == "upper_confidence":
         given.append("study.strategy.choose=upper_confidence")

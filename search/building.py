@@ -169,7 +169,7 @@ def check_training(space: Space, training: Callable[..., Any], storage: object) 
     """
     if (getattr(training, "func", None) is AloneSettings) == space.shares_weights:
         has, allowed = (
-            ("shares", "sandwich, or others of conf/supernet") if space.shares_weights else ("does not share", "one_by_one")
+            ("shares", "single_path, or others of conf/supernet") if space.shares_weights else ("does not share", "one_by_one")
         )
         raise UserError(f"space {space.name} {has} weights between networks; allowed is supernet={allowed}")
     if space.shares_weights:

@@ -46,7 +46,6 @@ TINY_JOB = (
     "profile.visit_s=0.00005",
     "data.module.batch_size=256",
     "supernet.epochs=3",
-    "supernet.strategy.random_networks=1",
     "supernet.curve_points=2",
     "evaluation.initial=12",
     "evaluation.held_out=4",

@@ -109,7 +109,7 @@ class OnLabels(Strategy):
     """A strategy in which nobody teaches: every network learns from the labels."""
 
     def check(self, space: Space, distillation: Distillation) -> None:
-        why = f"the strategy {type(self).__name__.lower()} trains all networks on the labels"
+        why = f"the strategy {type(self).__name__} trains all networks on the labels"
         distillation.refuse(list(distillation.settings), why, "a strategy in which one teaches, such as supernet=sandwich")
 
 

@@ -80,7 +80,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("objectives=[5]", ["5"]),
         ('constraints=["latency@x86<=2kg"]', ["'kg'", "us, ms, s"]),
         ("supernet.epochs=0", ["supernet.epochs is 0"]),
-        ("supernet=uniform supernet.distillation.labels=0.5", ["distillation.labels is 0.5", "uniform", "allowed is 0.0"]),
+        ("supernet=uniform supernet.distillation.labels=0.5", ["distillation.labels is 0.5", "SinglePath", "allowed is 0.0"]),
         ("stages=[supernet,relax]", ["resolution=8 cannot be relaxed", "+relaxation.held.resolution=16"]),
         ("relaxation=annealing", ["annealing", "dass once_for_both proxyless quantnas tangle"]),
         ("relaxation.strategy.gates=open", ["'open'", "between, binary"]),

@@ -323,7 +323,7 @@ def test_mistakes_are_one_line(call: Callable[..., Any], tmp_path: Path, argumen
 
 def test_a_space_with_shared_weights_is_not_trained_one_by_one(call: Callable[..., Any], tmp_path: Path) -> None:
     for arguments, told in (
-        (("supernet=one_by_one",), "space mobile shares weights between networks; allowed is supernet=sandwich"),
+        (("supernet=one_by_one",), "space mobile shares weights between networks; allowed is supernet=single_path"),
         (("study=nni_evolution",), "strategy nni_evolution needs a space of NNI"),
     ):
         ended = call(tmp_path, *arguments, "run=run")

@@ -30,9 +30,9 @@ def test_what_is_given_now_stands_for_its_namesakes() -> None:
 @pytest.mark.parametrize(
     ("saved", "given", "fallen"),
     [
-        (["supernet.strategy.every=4", "supernet.epochs=3"], ["supernet=uniform"], [0, 1]),
-        (["supernet.strategy.every=4", "seed=1"], ["supernet=uniform"], [0]),
-        (["supernet.strategy.every=4"], ["supernet=sandwich"], []),  # as it was
+        (["supernet.strategy.spread=false", "supernet.epochs=3"], ["supernet=uniform"], [0, 1]),
+        (["supernet.strategy.spread=false", "seed=1"], ["supernet=uniform"], [0]),
+        (["supernet.strategy.spread=false"], ["supernet=single_path"], []),  # as it was
         (["supernet=sorted", "supernet.strategy.networks=2"], ["supernet=sorted", "supernet.epochs=3"], []),
         (["supernet=sorted", "supernet.strategy.networks=2"], ["supernet=progressive"], [1]),
         (["+relaxation.held.resolution=8", "relaxation.strategy.gates=binary"], ["relaxation=tangle"], [0, 1]),
@@ -40,8 +40,8 @@ def test_what_is_given_now_stands_for_its_namesakes() -> None:
         (["devices.x86.threads=2", "seed=1"], ["device=[wasm]"], [0]),
         (["devices.x86.threads=2"], ["device=[x86,wasm]"], []),
         (["space=nni", "name=DARTS", "+space.model.width=4", "supernet.shortest=1"], ["space=mobile"], [1, 2, 3]),
-        (["supernet.strategy.every=4", "study.rounds=2"], ["space=nni"], [0, 1]),  # it chooses training and study too
-        (["supernet.strategy.every=4"], ["supernet.epochs=3"], []),
+        (["supernet.strategy.spread=false", "study.rounds=2"], ["space=nni"], [0, 1]),  # it chooses training and study too
+        (["supernet.strategy.spread=false"], ["supernet.epochs=3"], []),
     ],
 )
 def test_settings_below_a_group_fall_when_another_option_is_chosen(

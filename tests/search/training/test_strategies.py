@@ -23,9 +23,9 @@ from search.training import Distillation, Step, Strategy, SupernetTraining, trai
 from search.training.progressive import Progressive
 from search.training.sandwich import Sandwich
 from search.training.schedule import rate_factor
+from search.training.single_path import SinglePath
 from search.training.sorted import Sorted
 from search.training.strategy import drawn
-from search.training.uniform import Uniform
 from spaces import weights
 from spaces.choice import Architecture
 from spaces.errors import UserError
@@ -40,7 +40,8 @@ STRATEGIES: dict[str, Callable[[], Strategy]] = {
     "sandwich now and then": lambda: Sandwich(1, every=3),
     "sorted": lambda: Sorted(2),
     "progressive": lambda: Progressive(2, largest_share=0.4),
-    "uniform": Uniform,
+    "single path": SinglePath,
+    "single path of all sizes": lambda: SinglePath(spread=True),
 }
 
 
@@ -121,7 +122,7 @@ def test_between_sandwiches_drawn_networks_learn_from_the_labels(
     assert trained_in(strategy, supernet, 6, 10, monkeypatch)[:2] == [tiny_space.largest(), tiny_space.smallest()]
 
 
-@pytest.mark.parametrize("name", ["sandwich", "sorted", "uniform"])
+@pytest.mark.parametrize("name", ["sandwich", "sorted", "single path"])
 def test_labels_are_smoothed_where_asked(name: str, tiny_space: MobileSpace) -> None:
     losses = []
     for smoothing in (0.0, 0.3):
@@ -135,8 +136,8 @@ def test_networks_are_drawn_spread_over_the_sizes_where_asked(tiny_space: Mobile
     supernet, strategy = Supernet(tiny_space), Sandwich(2, every=3, spread=True)
     rng = np.random.default_rng(4)
     assert trained_in(strategy, supernet, 4, 10, monkeypatch) == [tiny_space.sample_spread(rng) for _ in range(2)]
-    with pytest.raises(UserError, match=r"strategy\.spread is 1; allowed are true and false"):
-        Sandwich(spread=1)  # type: ignore[arg-type]
+    for path, draw in ((SinglePath(spread=True), tiny_space.sample_spread), (SinglePath(), tiny_space.sample)):
+        assert trained_in(path, supernet, 4, 10, monkeypatch) == [draw(np.random.default_rng(4))]
 
 
 def test_the_largest_first_and_then_the_sandwich(tiny_space: MobileSpace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,7 +247,7 @@ def test_residual_branches_can_begin_with_nothing(evaluator: Evaluator) -> None:
     stages = [{"widths": [8], "depths": [1, 2], "stride": 2}]
     space = MobileSpace(1, 10, [8], [8], stages, [2], [3], [16], ["fp32"], ["dense"])  # type: ignore[arg-type]
     supernet = Supernet(space)
-    SupernetTraining(supernet, Uniform(), 1, 0.1, 0.0, 0, evaluator, zero_init_residual=True)
+    SupernetTraining(supernet, SinglePath(), 1, 0.1, 0.0, 0, evaluator, zero_init_residual=True)
     skips = [n for n in space.network(space.largest()).nodes if n.spec.skip_bits]
     assert skips
     assert all(supernet.layer(n.name).get_parameter("norm_weight").abs().max() == 0 for n in skips)
@@ -296,10 +297,10 @@ def test_a_setting_of_the_distillation_changes_what_is_learned_or_is_refused(
         assert (with_setting - usual).norm() > 0.01 * usual.norm()
 
 
-@pytest.mark.parametrize("name", ["sorted", "uniform"])
+@pytest.mark.parametrize("name", ["single_path", "sorted", "uniform"])
 def test_where_nobody_teaches_no_setting_of_the_distillation_is_taken(name: str, tiny_space: MobileSpace) -> None:
     for settings in SETTINGS.values():
-        with pytest.raises(UserError, match=f"the strategy {name} trains all networks on the labels; allowed is .*sandwich"):
+        with pytest.raises(UserError, match=r"trains all networks on the labels; allowed is .*sandwich"):
             configured(name).check(tiny_space, Distillation(**settings))
 
 
@@ -324,6 +325,8 @@ def test_rates_rise_and_fall(name: str) -> None:
         (lambda: Sandwich(1, largest_first=1.0), "1.0"),
         (lambda: Sandwich(1, every=0), "every is 0"),
         (lambda: Sandwich(0, every=2), "every is 2"),
+        (lambda: Sandwich(spread=1), "spread is 1"),  # type: ignore[arg-type]
+        (lambda: SinglePath(spread=0.5), "spread is 0.5"),  # type: ignore[arg-type]
         (lambda: Sorted(0), "0"),
         (lambda: Progressive(0), "0"),
         (lambda: Progressive(1, largest_share=0.0), "0.0"),
