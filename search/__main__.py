@@ -97,7 +97,7 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
     with StageProgress(console) as progress, ExitStack() as held:
         worker_command = (*kept_overrides(overrides), f"run={path}", "stages=[supernet]", *own_processes(overrides))
         job = build_job(config, settings, path, progress, processes, worker_command)
-        for name in ("relax", "finish"):
+        for name in ("focus", "relax", "finish"):
             if name in stages and not job.space.shares_weights:
                 raise UserError(
                     f"stage {name} needs a supernet, and {job.space.name} does not share weights; leave it out of stages"

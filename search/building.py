@@ -31,6 +31,7 @@ from search.study import StudySettings
 from search.training import Distillation, Strategy
 from search.training.alone import AloneSettings
 from search.training.finishing import FinishSettings
+from search.training.focusing import FocusSettings
 from search.training.parallel import Processes
 from spaces.entangled import Entangled, check_held
 from spaces.errors import UserError
@@ -121,6 +122,8 @@ def build_job(
             check_searchable(device, profile_settings)
     with told("proxies"):
         proxies = ProxySettings(**settings["proxies"])
+    with told("focus"):
+        focus_settings = FocusSettings(**{str(key): value for key, value in config.focus.items()})
     with told("finish"):
         finish_settings = FinishSettings(**{str(key): value for key, value in config.finish.items()})
     with told("relaxation"):
@@ -151,6 +154,7 @@ def build_job(
         study=StudySettings(study.candidates, study.rounds, study.evaluations, config.seed, leave_out),
         processes=processes,
         worker_command=worker_command,
+        focus=focus_settings,
         finish=finish_settings,
         relaxation=relaxation,
         export=ExportSettings(config.export.winners, config.export.random_winners, instantiate(config.export.tolerances)),

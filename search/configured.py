@@ -21,6 +21,7 @@ from search.settings import EvaluationSettings, ExportSettings, ProfileSettings
 from search.strategies import SearchStrategy
 from search.study import StudySettings
 from search.training.finishing import FinishSettings
+from search.training.focusing import FocusSettings
 from search.training.parallel import Processes
 from spaces.space import Space
 from spaces.weights import Estimators
@@ -53,6 +54,7 @@ class Configured:
         study: how the search goes.
         processes: on what the supernet is trained.
         worker_command: arguments of `python -m search` with which further processes join the training.
+        focus: how the supernet is focused, where it is.
         finish: how winners are finished, where they are.
         relaxation: how a gradient search goes, where there is one.
         export: what is exported.
@@ -81,6 +83,7 @@ class Configured:
     study: StudySettings
     processes: Processes
     worker_command: Sequence[str]
+    focus: FocusSettings
     finish: FinishSettings
     relaxation: RelaxationSettings
     export: ExportSettings

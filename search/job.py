@@ -40,11 +40,17 @@ EVALUATIONS_FILE = "evaluations.parquet"
 PROXIES_FILE = "proxies.parquet"
 FINISHED_FOLDER = "finished"
 RELAXED_FOLDER = "relaxed"
+FOCUS_FOLDER = "focus"
+FOCUSED_FILE = f"{FOCUS_FOLDER}/supernet.safetensors"
+FOCUSED_EVALUATIONS_FILE = f"{FOCUS_FOLDER}/evaluations.parquet"
 ALONE_FOLDER = "supernet/alone"
 
 
 class Job(Configured):
     """What the stages of a run work with. Data, weights and predictors are made when they are first needed."""
+
+    _current: tuple[str | None, Supernet] | None = None  # weights, with what focused them
+    _evaluations: Evaluations | None = None
 
     # -- fingerprints -----------------------------------------------------------------------------------------------------
 
@@ -60,13 +66,25 @@ class Job(Configured):
             "tables": lambda: [self.space.fingerprint, devices, s["profile"], self.seed],
             "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], s["estimators"], self.seed],
             "predictors": lambda: [output("tables"), output("supernet"), *(s[part] for part in judging), self.seed],
-            "relax": lambda: [output("predictors"), s["relaxation"], goals, self.seed],
-            "study": lambda: [output("predictors"), s["study"], goals, self.seed, self.relaxed_output, self.strategy().key],
+            "focus": lambda: [output("predictors"), s["focus"], goals, self.seed],
+            "relax": lambda: [output("predictors"), self.focused_output, s["relaxation"], goals, self.seed],
+            "study": lambda: [
+                *(output("predictors"), self.focused_output, self.relaxed_output),
+                *(s["study"], goals, self.seed, self.strategy().key),
+            ],
             "finish": lambda: [output("study"), s["finish"], s["export"]["winners"]],
             "export": lambda: [output("study"), s["export"], self.finished_output],
             "report": lambda: [output("export")],
         }
         return digest(stage, __version__, *parts[stage]())
+
+    @property
+    def focused_output(self) -> str | None:
+        """What the stage `focus` made with the present predictors; `None` where it was not done."""
+        known = self.run.record("predictors")
+        if known is None or not known.done:
+            return None
+        return self.run.output("focus") if self.run.finished("focus", self.fingerprint("focus"), [FOCUSED_FILE]) else None
 
     @property
     def relaxed_output(self) -> str | None:
@@ -200,14 +218,17 @@ class Job(Configured):
             predictor.kind = kind
         return predictor
 
-    @cached_property
+    @property
     def supernet(self) -> Supernet:
-        """The trained supernet.
+        """The trained supernet, focused where the stage `focus` was done.
 
         Raises:
             UserError: its weights are missing or damaged.
         """
-        return self._loaded(self.path(SUPERNET_FILE))
+        output = self.focused_output
+        if self._current is None or self._current[0] != output:
+            self._current = output, self._loaded(self.path(SUPERNET_FILE if output is None else FOCUSED_FILE))
+        return self._current[1]
 
     def _loaded(self, path: Path) -> Supernet:
         supernet = Supernet(self.space, self.estimators)
@@ -218,7 +239,7 @@ class Job(Configured):
             raise UserError(f"{path} is damaged ({reason}); delete {self.path('stages.json')} to train again") from error
         return supernet
 
-    @cached_property
+    @property
     def networks(self) -> Weights:
         """Where networks come from: the supernet, or where there is none, what was trained one by one."""
         if self.space.shares_weights:
@@ -240,11 +261,17 @@ class Job(Configured):
     @property
     def evaluations_key(self) -> str:
         """Fingerprint of the supernet and of how networks are evaluated with it."""
-        return digest(self.run.output("supernet"), self.settings["evaluation"])
+        focused = self.focused_output
+        return digest(self.run.output("supernet") if focused is None else focused, self.settings["evaluation"])
 
-    @cached_property
+    @property
     def evaluations(self) -> Evaluations:
-        return Evaluations(self.path(EVALUATIONS_FILE), self.space, self.evaluations_key)
+        """The networks evaluated with the present weights."""
+        key = self.evaluations_key
+        if self._evaluations is None or self._evaluations.key != key:
+            name = EVALUATIONS_FILE if self.focused_output is None else FOCUSED_EVALUATIONS_FILE
+            self._evaluations = Evaluations(self.path(name), self.space, key)
+        return self._evaluations
 
     @cached_property
     def workforce(self) -> Workforce:

@@ -160,6 +160,20 @@ def supernet_cost(summary: Summary) -> str:
     return f"{text} So it pays from {pays:.0f} winners on." if pays else f"{text} Finishing costs more than training alone."
 
 
+def focusing(summary: Summary) -> str:
+    """Where the supernet was trained further."""
+    found = summary.get("focus") or {}
+    fronts, macs = found.get("fronts") or {}, number(found.get("macs"))
+    whole = number((summary.get("supernet") or {}).get("macs"))
+    if not fronts or not macs or not whole:
+        return ""
+    where = " and ".join(fronts)
+    return (
+        f"Before the study the supernet was trained further on networks near the fronts that were predicted for {where}: "
+        f"{found.get('epochs')} epochs, {100 * macs / whole:.0f} % of all its arithmetic."
+    )
+
+
 def relaxation(summary: Summary) -> str:
     """What a gradient search found, and whether it beats as many random networks."""
     found = summary.get("relaxation") or {}

@@ -17,9 +17,9 @@ from search.job import Job
 from spaces.errors import UserError
 
 PACKAGES = ("torch", "onnxruntime", "onnx", "onnx-ir", "optuna", "pytorch-lightning", "hydra-core", "scikit-learn", "numpy")
-STAGES = ("space", "tables", "supernet", "predictors", "relax", "study", "finish", "export")
+STAGES = ("space", "tables", "supernet", "predictors", "focus", "relax", "study", "finish", "export")
 
-OPTIONAL = ("relax", "finish")
+OPTIONAL = ("focus", "relax", "finish")
 
 SUMMARY_FILE = "summary.json"
 
@@ -66,6 +66,8 @@ def summarize(
         facts["finish"] = {}
     if job.relaxed_output is None:
         facts["relax"] = {}
+    if job.focused_output is None:
+        facts["focus"] = {}
     seconds = {
         n: record.seconds for n in STAGES if (record := job.run.record(n)) is not None and (facts[n] or n not in OPTIONAL)
     }
@@ -99,6 +101,7 @@ def summarize(
         "memory_models": facts["predictors"].get("memory_models", {}),
         "energy_models": facts["predictors"].get("energy_models", {}),
         "supernet": {**supernet, "seconds": seconds["supernet"], **cost_figures(job, facts, exported)},
+        "focus": facts["focus"],
         "relaxation": facts["relax"],
         "finish": facts["finish"].get("networks", []),
         **first,
@@ -151,6 +154,8 @@ def fingerprints(job: Job) -> dict[str, str]:
         outputs["finish"] = job.finished_output
     if job.relaxed_output is not None:
         outputs["relax"] = job.relaxed_output
+    if job.focused_output is not None:
+        outputs["focus"] = job.focused_output
     tables = job.run.facts("tables")["devices"]
     devices = {f"device {name}": tables[name]["device"]["fingerprint"] for name in job.devices}
     return {"space": job.space.fingerprint, "data": job.data_fingerprint, **devices, **outputs}
@@ -180,6 +185,8 @@ def cost_figures(job: Job, facts: Mapping[str, Mapping[str, Any]], exported: Map
     would not know which networks to train is left out.
     """
     macs = facts["supernet"].get("macs")
+    if macs:
+        macs += facts["focus"].get("macs", 0)
     winners = [w["macs"] for device in exported.values() for w in device["winners"]]
     if not macs or not winners:
         return {}

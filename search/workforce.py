@@ -93,7 +93,15 @@ class Workforce:
         supernet = job.run.record("supernet")
         if supernet is None or not supernet.done or supernet.fingerprint != job.fingerprint("supernet"):
             return False
+        if "shared_study" in self.__dict__ and self.shared_study.key != job.evaluations_key:
+            self.renew()
         return self.shared_study.serve_some() > 0
+
+    def renew(self) -> None:
+        """Evaluate with the present weights from now on; the pool stays."""
+        self.__dict__.pop("evaluators", None)
+        if "shared_study" in self.__dict__:
+            self.__dict__.pop("shared_study").close()
 
     def release_pool(self) -> None:
         """Give the pool back; a later use makes another one."""

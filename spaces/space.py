@@ -102,6 +102,11 @@ class Space(ABC):
             values[choice.name] = choice.options[int(position * len(choice.options))]
         return self.architecture(values)
 
+    def sample_near(self, rng: np.random.Generator, architecture: Architecture, change: float) -> Architecture:
+        """An architecture like another one: each choice is drawn anew with probability `change`, and otherwise kept."""
+        values = {c.name: c.options[rng.integers(len(c.options))] for c in self.choices}
+        return self.architecture(values | {name: value for name, value in architecture.items() if rng.uniform() >= change})
+
     def graded(self, position: float, **kinds: Option) -> Architecture:
         """The architecture at a relative position of all options, 0 the smallest and 1 the largest.
 

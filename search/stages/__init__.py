@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from search.job import EVALUATIONS_FILE, FINISHED_FOLDER, RELAXED_FOLDER, SUPERNET_FILE, Job
+from search.job import EVALUATIONS_FILE, FINISHED_FOLDER, FOCUS_FOLDER, RELAXED_FOLDER, SUPERNET_FILE, Job
 from search.run import Facts
 from search.stages.deliver import export_winners, report_run
 from search.stages.find import STRATEGY_FOLDER, search_study
 from search.stages.finish import finish_winners
+from search.stages.focus import focus_supernet
 from search.stages.learn import fit_predictors, train_supernet
 from search.stages.measure import describe_space, measure_tables, print_choices
 from search.stages.relax import relax_choices
@@ -73,6 +74,7 @@ STAGES = (
         shared=(EVALUATIONS_FILE, "predictors/accuracy.json", "predictors/latency@DEVICE.json"),
         unfinished=(EVALUATIONS_FILE,),
     ),
+    Stage("focus", focus_supernet, (FOCUS_FOLDER,), ()),
     Stage("relax", relax_choices, (RELAXED_FOLDER,), ()),
     Stage("study", search_study, (*STUDY_FILES, STRATEGY_FOLDER), STUDY_FILES),
     Stage("finish", finish_winners, (FINISHED_FOLDER,), ()),

@@ -16,6 +16,7 @@ from search.job import Job
 from search.left_out import NOTHING, LeftOut, left_out
 from search.objectives import Goal
 from search.run import Facts
+from search.stages.learn import evaluate_first
 from search.stages.relax import relaxed_architectures
 from spaces.choice import Architecture
 from spaces.errors import UserError
@@ -30,7 +31,10 @@ Results = dict[Goal, study.StudyResult]
 def search_study(job: Job) -> Facts:
     """Search, and write the fronts, the archive and the points for the report."""
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    unpaid = {goal: _left_out(job, goal) for goal in job.goals} if job.study.leave_out_what_does_not_pay else {}
+    evaluate_first(job)  # known already, unless the supernet was focused since
+    unpaid = {goal: left_out_of(job, goal) for goal in job.goals}
+    for left in unpaid.values():
+        tell_left_out(job, left)
     results = study.run_studies(
         job.predicted,
         job.evaluations,
@@ -61,20 +65,25 @@ def search_study(job: Job) -> Facts:
     }
     return {
         **facts,
-        "studies": {goal.name: figures(job, goal, result, unpaid.get(goal, NOTHING)) for goal, result in results.items()},
+        "studies": {goal.name: figures(job, goal, result, unpaid[goal]) for goal, result in results.items()},
     }
 
 
-def _left_out(job: Job, goal: Goal) -> LeftOut:
-    """What does not pay on a goal's devices; it is also told."""
+def left_out_of(job: Job, goal: Goal) -> LeftOut:
+    """What does not pay on a goal's devices, where that is left out."""
+    if not job.study.leave_out_what_does_not_pay:
+        return NOTHING
     tables = {name: job.table(job.devices[name]) for name in goal.devices}
-    unpaid = left_out(job.space, tables, goal.objectives, goal.constraints)
+    return left_out(job.space, tables, goal.objectives, goal.constraints)
+
+
+def tell_left_out(job: Job, unpaid: LeftOut) -> None:
+    """Say what is left out, if anything."""
     if unpaid.count:
         where = " or ".join(unpaid.devices)
         job.progress.say(f"  {unpaid.count} of {unpaid.considered} options left out, which do not pay on {where}:")
     for sentence in unpaid.sentences():
         job.progress.say(f"    {sentence}")
-    return unpaid
 
 
 def study_name(job: Job, goal: Goal) -> str:

@@ -61,9 +61,7 @@ def train_supernet(job: Job) -> Facts:
 
 def fit_predictors(job: Job) -> Facts:
     """Evaluate the first networks; fit and test the predictors."""
-    chosen = first_networks(job.space, job.evaluation.initial, job.seed)
-    progress = partial(job.progress.advance, "evaluations")
-    job.evaluations.evaluate(chosen, INITIAL, job.workforce.evaluate, progress)
+    evaluate_first(job)
     seen = job.evaluations.of(INITIAL)
     features = next(iter(job.predicted.values())).features([e.architecture for e in seen])
     predictor, quality = _tested(job, features)
@@ -97,6 +95,12 @@ def fit_predictors(job: Job) -> Facts:
     if chosen_of:
         job.progress.say(f"    chosen by Kendall tau in cross-validation on the others: {compared_taus(chosen_of)}")
     return {"accuracy_predictor": accuracy, "memory_models": models["peak memory"], "energy_models": models["energy"]}
+
+
+def evaluate_first(job: Job) -> None:
+    """Evaluate the networks that teach the accuracy predictor, with the present weights, as far as they are not known."""
+    chosen = first_networks(job.space, job.evaluation.initial, job.seed)
+    job.evaluations.evaluate(chosen, INITIAL, job.workforce.evaluate, partial(job.progress.advance, "evaluations"))
 
 
 def first_networks(space: Space, count: int, seed: int) -> list[Architecture]:

@@ -283,6 +283,16 @@ def test_sampling_reaches_every_option(name: str, method: str) -> None:
     assert seen == {(choice.name, option) for choice in space.choices for option in choice.options}
 
 
+@every_space
+def test_samples_near_an_architecture_differ_from_it_in_as_many_choices_as_asked(name: str) -> None:
+    space, rng = space_of(name), np.random.default_rng(0)
+    for architecture in samples_of(name)[:20]:
+        assert space.sample_near(rng, architecture, 0.0) == architecture
+        near, far = ([space.sample_near(rng, architecture, change) for _ in range(20)] for change in (0.1, 1.0))
+        kept = [np.mean([sum(other.get(k) == v for k, v in architecture.items()) for other in each]) for each in (near, far)]
+        assert kept[0] > kept[1]
+
+
 def test_spread_samples_reach_the_ends_and_uniform_ones_do_not() -> None:
     """The reason for `sample_spread`."""
     space, rng = space_of("mobile"), np.random.default_rng(0)

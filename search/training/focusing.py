@@ -1,0 +1,100 @@
+"""Focusing: a supernet trained further where searches look, on networks like those of the predicted fronts.
+
+A supernet trains all networks of its space alike, and a search then looks at few of them: those that are worth their latency
+on a device. AttentiveNAS (arXiv:2011.09011) and GreedyNAS (arXiv:2003.11236) train promising networks more often. Here fronts
+come from the predictors that guide the search, so that they are those of the user's devices and objectives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from search.training.strategy import Losses, OnLabels, Step
+from spaces.choice import Architecture
+from spaces.errors import UserError
+from spaces.space import Space
+
+DRAWS = 200  # networks whose arithmetic tells what an epoch takes
+MACS_PER_TRAINING = 3  # forward, and backward to activations and weights
+
+
+@dataclass(frozen=True)
+class FocusSettings:
+    """How a supernet is focused.
+
+    Args:
+        share: arithmetic, as a share of what training the supernet took.
+        near: share of the steps that train networks like those of a front; the others train networks of all sizes.
+        change: share of the choices in which such a network differs from the one on the front; drawn anew, they may stay.
+        learning_rate: its peak.
+        candidates: predicted to find each front.
+        networks: of each front, spread along it.
+
+    Raises:
+        UserError: a value that is not allowed.
+    """
+
+    share: float = 0.5
+    near: float = 0.7
+    change: float = 0.15
+    learning_rate: float = 0.01
+    candidates: int = 2000
+    networks: int = 64
+
+    def __post_init__(self) -> None:
+        for name in ("share", "learning_rate"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0.0 < value < math.inf:
+                raise UserError(f"focus.{name} is {value!r}; allowed are numbers above 0")
+        for name in ("near", "change"):
+            value = getattr(self, name)
+            if type(value) not in (int, float) or not 0.0 <= value <= 1.0:
+                raise UserError(f"focus.{name} is {value!r}; allowed are shares from 0 to 1")
+        for name in ("candidates", "networks"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise UserError(f"focus.{name} is {value!r}; allowed are integers from 1")
+
+
+class NearFronts(OnLabels):
+    """Every step trains one network on the labels: often one like those of the fronts, otherwise one of any size.
+
+    Args:
+        fronts: networks worth training; at least one.
+        near: share of the steps that train networks like these.
+        change: see `FocusSettings`.
+    """
+
+    def __init__(self, fronts: Sequence[Architecture], near: float, change: float) -> None:
+        super().__init__()
+        self.fronts, self.near, self.change = list(fronts), near, change
+
+    def draw(self, space: Space, rng: np.random.Generator) -> Architecture:
+        """The network of a step."""
+        if rng.uniform() >= self.near:
+            return space.sample_spread(rng)
+        return space.sample_near(rng, self.fronts[int(rng.integers(len(self.fronts)))], self.change)
+
+    def backward(self, step: Step) -> Losses:
+        step.supernet.start_step(1, 1)  # masks and grids are those that ship, not those with which a training begins
+        loss, _ = step.on_labels(self.draw(step.supernet.space, step.rng), smoothing=step.smoothing)
+        return {"drawn": loss}
+
+
+def focusing_epochs(space: Space, strategy: NearFronts, images: int, macs: float, seed: int) -> int:
+    """Passes over the training data that `macs` multiply-accumulates pay for, at least one.
+
+    Args:
+        space: of the networks.
+        strategy: draws them.
+        images: in the training data.
+        macs: that may be spent.
+        seed: of the draws by which an epoch's arithmetic is estimated.
+    """
+    rng = np.random.default_rng([seed, 7])
+    mean = float(np.mean([space.network(strategy.draw(space, rng)).macs for _ in range(DRAWS)]))
+    return max(1, round(macs / (MACS_PER_TRAINING * mean * images)))

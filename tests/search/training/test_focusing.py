@@ -1,0 +1,104 @@
+"""Focusing: a supernet trained further near predicted fronts, in the code and as a stage of a run that may be killed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from search.training.focusing import FocusSettings, NearFronts, focusing_epochs
+from spaces.errors import UserError
+from spaces.mobile import MobileSpace
+
+Call = Callable[..., Any]
+Job = tuple[str, ...]
+
+
+def test_networks_are_drawn_near_the_fronts_and_of_all_sizes(small_space: MobileSpace) -> None:
+    rng = np.random.default_rng(0)
+    fronts = [small_space.smallest(), small_space.graded(0.5)]
+    exact = NearFronts(fronts, 1.0, 0.0)
+    assert {exact.draw(small_space, rng) for _ in range(50)} == set(fronts)
+    often = [NearFronts(fronts, 0.5, 0.0).draw(small_space, rng) in fronts for _ in range(400)]
+    assert 0.4 < np.mean(often) < 0.65
+    largest = small_space.network(small_space.largest()).macs
+    away = [small_space.network(NearFronts(fronts, 0.0, 0.0).draw(small_space, rng)).macs for _ in range(200)]
+    assert max(away) > 0.5 * largest
+
+
+def test_what_may_be_spent_is_spent(small_space: MobileSpace) -> None:
+    smallest = small_space.smallest()
+    strategy = NearFronts([smallest], 1.0, 0.0)
+    each = 3 * small_space.network(smallest).macs * 100
+    assert focusing_epochs(small_space, strategy, 100, 7 * each, 0) == 7
+    assert focusing_epochs(small_space, strategy, 100, 1.0, 0) == 1
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"share": 0.0},
+        {"share": True},
+        {"learning_rate": -1},
+        {"near": 1.5},
+        {"change": "some"},
+        {"candidates": 0},
+        {"networks": 1.5},
+    ],
+)
+def test_settings_that_are_not_allowed(values: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=f"focus.{next(iter(values))} is .*; allowed are"):
+        FocusSettings(**values)
+
+
+def test_the_stage_focuses_and_the_study_searches_what_it_made(call: Call, finished: Path, tmp_path: Path) -> None:
+    """Killed while it trains, it goes on to the same weights; what was searched before is there again without it."""
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    for folder in (run, whole):
+        shutil.copytree(finished, folder)
+    settings = ("stages=[focus,study,export,report]", "focus.share=1", "focus.candidates=40", "focus.learning_rate=0.02")
+    assert call(tmp_path, "run=run", *settings, kill_before=["focus/last.ckpt", 2]).status == -signal.SIGKILL
+    ended = call(tmp_path, "run=run", *settings)
+    assert ended.status == 0, ended.err
+    assert "epochs near" in ended.out
+    assert call(tmp_path, "run=whole", *settings).status == 0
+    ours, theirs = (load_file(folder / "focus" / "supernet.safetensors") for folder in (run, whole))
+    assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
+    assert (run / "front.csv").read_text() == (whole / "front.csv").read_text() != (finished / "front.csv").read_text()
+
+    general, focused = (pq.read_table(run / name).to_pylist() for name in ("evaluations.parquet", "focus/evaluations.parquet"))
+    initial = [{r["architecture"]: r["accuracy"] for r in rows if r["source"] == "initial"} for rows in (general, focused)]
+    assert initial[0].keys() == initial[1].keys()
+    assert np.mean(list(initial[1].values())) > np.mean(list(initial[0].values()))  # three epochs teach a supernet little
+    facts = json.loads((run / "stages.json").read_text())["focus"]["facts"]
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["focus"] == facts
+    assert summary["fingerprints"]["focus"]
+    before = json.loads((finished / "summary.json").read_text())
+    assert summary["supernet"]["macs"] == before["supernet"]["macs"] + facts["macs"]
+    assert "near the fronts" in (run / "report.html").read_text()
+    assert all(winner["verified"] for winner in summary["winners"])
+
+    again = call(tmp_path, "run=run", *settings)
+    assert "focus: done before" in again.out
+    assert "study: done before" in again.out
+
+
+def test_a_supernet_that_is_trained_again_is_no_longer_focused(call: Call, finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    assert call(tmp_path, "run=run", "stages=[focus]", "focus.candidates=40").status == 0
+    ended = call(tmp_path, "run=run", "supernet.epochs=2", "stages=[supernet,predictors,study]")
+    assert ended.status == 0, ended.err
+    weights = json.loads((tmp_path / "run" / "stages.json").read_text())
+    assert weights["study"]["output"] != json.loads((finished / "stages.json").read_text())["study"]["output"]
+    table = pq.read_table(tmp_path / "run" / "evaluations.parquet").to_pylist()
+    assert {"initial", "random"} < {row["source"] for row in table}  # the study evaluated with these weights
