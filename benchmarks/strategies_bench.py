@@ -27,12 +27,13 @@ from spaces.files import write_atomically
 from spaces.space import Space
 from spaces.supernet import Supernet
 
-DEFAULT = "single_path"
+DEFAULT = "focused"  # single paths for half of the arithmetic, then near the fronts that predictors expect
 PLAIN = "bignas"  # the sandwich rule in every step, as published; its epochs are what other strategies' are made equal to
-TRAINING = ("single_path", "uniform", "sandwich", "bignas", "sorted", "progressive")
+TRAINING = (DEFAULT, "single_path", "uniform", "sandwich", "bignas", "sorted", "progressive")
 GRADIENT = ("tangle", "proxyless", "dass", "quantnas", "once_for_both")
 SEARCHING = ("upper_confidence", "reinforce", "training_free")  # in the default's supernet, beside its own study
 INT8 = "uniform_int8"  # trained and searched as the default is, in the space's dense networks with int8 everywhere
+FOCUSED = (DEFAULT, INT8)
 ALL = (*TRAINING, INT8, *SEARCHING, *GRADIENT)
 DRY_STEPS = 64
 POOL = 10  # networks drawn for each that is trained alone
@@ -81,7 +82,8 @@ class Bench:
     def overrides(self, strategy: str) -> list[str]:
         """All settings for a strategy; `sandwich@0.5` trains for half of the epochs."""
         name, _, length = strategy.partition("@")
-        epochs = self.epochs_of(supernet_of(name), float(length or 1.0))
+        supernet = supernet_of(name)
+        epochs = self.epochs_of(supernet, float(length or 1.0) / (2.0 if supernet in FOCUSED else 1.0))
         given = [*self.base_overrides(name), f"supernet.epochs={epochs}"]
         if name in GRADIENT:
             given += [f"relaxation={name}", f"relaxation.epochs={self.member_epochs}"]
@@ -158,14 +160,21 @@ def supernet_of(strategy: str) -> str:
     return strategy if strategy in (*TRAINING, INT8) else DEFAULT
 
 
+def training_stages(strategy: str) -> list[str]:
+    """The stages of a run that make the weights which are searched."""
+    focused = supernet_of(strategy.partition("@")[0]) in FOCUSED
+    return ["space", "tables", "supernet", *(("predictors", "focus") if focused else ())]
+
+
 def own_overrides(strategy: str) -> list[str]:
     """What is a strategy's own in the settings of `python -m search`: space, supernet and study."""
     if strategy == PLAIN:
         published = ("every=1", "random_networks=2", "spread=false")
         return ["supernet=sandwich", "supernet.distillation.labels=0.0", *(f"supernet.strategy.{p}" for p in published)]
     if strategy == INT8:
-        return [f"supernet={DEFAULT}", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
-    given = [f"supernet={supernet_of(strategy)}"]
+        return ["supernet=single_path", "focus.share=1", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
+    supernet = supernet_of(strategy)
+    given = ["supernet=single_path", "focus.share=1"] if supernet == DEFAULT else [f"supernet={supernet}"]
     if strategy == "upper_confidence":
         given.append("study.strategy.choose=upper_confidence")
     elif strategy in SEARCHING:

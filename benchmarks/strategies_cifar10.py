@@ -12,7 +12,8 @@ JSON with the figures of every strategy on the last line.
 Every training strategy trains a supernet of its own for as many epochs as take the arithmetic of `epochs` of the plain sandwich
 rule (`bignas`); multiply-accumulates are counted, not seconds. It is searched by `python -m search` with as many evaluations as
 take the arithmetic of the gradient strategies, which search in the default strategy's supernet, as search strategies do.
-`uniform_int8` is the default strategy in a space of dense int8 networks; its front and the default's are also finished.
+`focused` is the default: half of the arithmetic for single paths, half for the stage `focus`. `uniform_int8` is the same in a
+space of dense int8 networks; its front and the default's are also finished.
 `strategies_bench.py` has the settings, `strategies_phases.py` what strategies are judged by, `strategies_report.py` how it is
 shown. Each phase is a process of its own, so its memory is known.
 """
@@ -34,7 +35,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from benchmarks import strategies_report
-from benchmarks.strategies_bench import ALL, DEFAULT, GRADIENT, INT8, SEARCHING, TRAINING, Bench, arithmetic
+from benchmarks.strategies_bench import ALL, DEFAULT, GRADIENT, INT8, SEARCHING, TRAINING, Bench, arithmetic, training_stages
 from benchmarks.strategies_phases import ALONE_PARTS, Phases
 from latency_lut.command import CONFIG_FOLDER
 from search.data.contract import digest, files_digest
@@ -105,8 +106,11 @@ def recipes() -> list[Any]:
     """The settings of `conf` that results depend on: with others nothing of what was done before holds."""
     folders = [CONFIG_FOLDER / name for name in ("space", "supernet", "relaxation")]
     files = sorted(path for folder in folders for path in folder.rglob("*.yaml"))
-    finish = OmegaConf.to_container(OmegaConf.load(CONFIG_FOLDER / "search.yaml").finish)
-    return [files_digest(files, CONFIG_FOLDER), finish]
+    stages = OmegaConf.load(CONFIG_FOLDER / "search.yaml")
+    return [
+        files_digest(files, CONFIG_FOLDER),
+        *(OmegaConf.to_container(OmegaConf.select(stages, name)) for name in ("focus", "finish")),
+    ]
 
 
 @dataclass(frozen=True)
@@ -136,12 +140,12 @@ class Schedule:
         return [
             [("tables", bench.search_command(DEFAULT, ["space", "tables"]))],
             [(f"tables:{s}", bench.search_command(s, ["space", "tables"])) for s in own if s == INT8],
-            [(f"supernet:{s}", bench.search_command(s, ["space", "tables", "supernet"])) for s in (*own, *shorter)]
+            [(f"supernet:{s}", bench.search_command(s, training_stages(s))) for s in (*own, *shorter)]
             + [(name, self.own(name)) for name in alone],
             [(f"search:{s}", bench.search_command(s, ["predictors", "study"])) for s in own]
             + [(f"judge:{s}", self.own(f"judge:{s}")) for s in (*self.training, *shorter)],
             [
-                (f"search:{s}", bench.search_command(s, ["space", "tables", "supernet", "predictors", last]))
+                (f"search:{s}", bench.search_command(s, [*training_stages(s), "predictors", last]))
                 for last, family in (("study", searching), ("relax", gradient))
                 for s in family
             ],

@@ -68,6 +68,7 @@ def figures(bench: Bench, strategy: str, timing: Mapping[str, Any]) -> Figures:
         at_budget[f"{share * reference_us:.0f} us"] = max(fast, default=None)
     weights = supernet_of(strategy)
     supernet = bench.job(weights).run.facts("supernet")
+    focus = bench.job(weights).run.facts("focus")
     searched = [f"search:{strategy}"] if strategy != "random" else []
     costs = [cost(bench, phase) for phase in (f"supernet:{weights}", *searched)]
     return {
@@ -76,8 +77,8 @@ def figures(bench: Bench, strategy: str, timing: Mapping[str, Any]) -> Figures:
         "networks_on_front": len(front),
         **judged(bench, weights),
         "weights": weights,
-        "train_macs": supernet["macs"],
-        "train_epochs": supernet["epochs"],
+        "train_macs": supernet["macs"] + focus.get("macs", 0),
+        "train_epochs": supernet["epochs"] + focus.get("epochs", 0),
         "train_s": costs[0]["cpu_s"],
         "search_s": costs[1]["cpu_s"] if searched else None,
         "peak_mib": max(c["peak_mib"] for c in costs),
@@ -123,7 +124,8 @@ def pays(bench: Bench) -> Figures:
     parts = {"inherited": f"inherited-{DEFAULT}", "finished": f"finished-{DEFAULT}", "alone_equal": "alone-equal"}
     means = {name: float(np.mean(accuracies(bench, kind))) for name, kind in parts.items()}
     together = {name: sum(r["macs"] for r in results(bench, parts[name])) for name in ("finished", "alone_equal")}
-    supernet = bench.job(DEFAULT).run.facts("supernet")["macs"]
+    facts = bench.job(DEFAULT).run.facts
+    supernet = facts("supernet")["macs"] + facts("focus")["macs"]
     better = np.array(accuracies(bench, parts["finished"])) > np.array(accuracies(bench, parts["alone_equal"]))
     return {
         **{f"accuracy_{name}": value for name, value in means.items()},

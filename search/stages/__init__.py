@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from search.job import EVALUATIONS_FILE, FINISHED_FOLDER, FOCUS_FOLDER, RELAXED_FOLDER, SUPERNET_FILE, Job
+from search.job import EVALUATIONS_FILE, FINISHED_FOLDER, FOCUS_FOLDER, FOCUSED_FILE, RELAXED_FOLDER, SUPERNET_FILE, Job
 from search.run import Facts
 from search.stages.deliver import export_winners, report_run
 from search.stages.find import STRATEGY_FOLDER, search_study
@@ -74,7 +74,13 @@ STAGES = (
         shared=(EVALUATIONS_FILE, "predictors/accuracy.json", "predictors/latency@DEVICE.json"),
         unfinished=(EVALUATIONS_FILE,),
     ),
-    Stage("focus", focus_supernet, (FOCUS_FOLDER,), ()),
+    Stage(
+        "focus",
+        focus_supernet,
+        (FOCUS_FOLDER,),
+        shared=(FOCUSED_FILE,),
+        unfinished=(f"{FOCUS_FOLDER}/{CHECKPOINT}",),
+    ),
     Stage("relax", relax_choices, (RELAXED_FOLDER,), ()),
     Stage("study", search_study, (*STUDY_FILES, STRATEGY_FOLDER), STUDY_FILES),
     Stage("finish", finish_winners, (FINISHED_FOLDER,), ()),

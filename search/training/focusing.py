@@ -38,9 +38,9 @@ class FocusSettings:
         UserError: a value that is not allowed.
     """
 
-    share: float = 0.5
-    near: float = 0.7
-    change: float = 0.15
+    share: float = 1.0
+    near: float = 0.8
+    change: float = 0.1
     learning_rate: float = 0.01
     candidates: int = 2000
     networks: int = 64

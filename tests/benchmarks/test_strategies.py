@@ -57,7 +57,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="module")
 def bench(arguments: list[str]) -> Bench:
-    bench = parse([*arguments, "strategies=single_path"]).bench
+    bench = parse([*arguments, "strategies=focused"]).bench
     arithmetic(bench)
     return bench
 
@@ -71,7 +71,7 @@ def test_training_strategies_get_equal_arithmetic(bench: Bench) -> None:
 
 
 def test_networks_trained_alone_are_the_same_every_time_and_spread_over_sizes(bench: Bench) -> None:
-    space = bench.job("single_path").space
+    space = bench.job("focused").space
     six, others = (replace(bench, networks=6, seed=seed) for seed in (3, 4))
     chosen = six.reference_networks(space)
     assert chosen == six.reference_networks(space) != others.reference_networks(space)
@@ -81,32 +81,32 @@ def test_networks_trained_alone_are_the_same_every_time_and_spread_over_sizes(be
 
 
 def test_phases_give_the_figures_and_the_picture(bench: Bench, tmp_path: Path) -> None:
-    job = bench.job("single_path")
+    job = bench.job("focused")
     for stage in STAGES:
-        if stage.name in ("space", "tables", "supernet", "predictors", "study"):
+        if stage.name in ("space", "tables", "supernet", "predictors", "focus", "study"):
             do_stage(job, stage, None)
     phases = [f"alone:{length}:{part}" for length in ("1.0", "equal") for part in range(ALONE_PARTS)]
-    for phase in (*phases, "judge:single_path", "front:single_path", "timing:single_path"):
+    for phase in (*phases, "judge:focused", "front:focused", "timing:focused"):
         Phases(bench).run(phase)
     before = {path: path.stat().st_mtime_ns for path in Path(bench.work, "results").glob("alone-*")}
     Phases(bench).run(phases[0])
     assert len(before) == 8
     assert before == {path: path.stat().st_mtime_ns for path in before}
     rows = json.loads(bench.result_path("timing").read_text())["rows"]
-    assert all(0.0 <= row["finished"] <= 1.0 for row in rows if row["strategy"] == "single_path")
-    for phase in ("supernet:single_path", "search:single_path"):
+    assert all(0.0 <= row["finished"] <= 1.0 for row in rows if row["strategy"] == "focused")
+    for phase in ("supernet:focused", "search:focused"):
         bench.cost_path(phase).parent.mkdir(exist_ok=True)
         bench.cost_path(phase).write_text('{"cpu_s": 1.0, "wall_s": 2.0, "peak_mib": 3.0}')
     (tmp_path / "strategies.md").write_text(f"before\n{strategies_report.BEGIN}old{strategies_report.END}\nafter\n")
-    result = strategies_report.write(bench, ["single_path"], tmp_path)
-    row = result["strategies"]["single_path"]
+    result = strategies_report.write(bench, ["focused"], tmp_path)
+    row = result["strategies"]["focused"]
     assert {"tau", "gap_points", "gap_finished_points", "hypervolume", "accuracy_at_budget", "train_s"} <= row.keys()
     assert 0.0 <= row["hypervolume"] < 1.0
     assert row["train_macs"] == pytest.approx(2 * job.train_images * bench.plan["macs_per_image"]["bignas"], rel=0.3)
     text = (tmp_path / "strategies.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
-    assert "| `single_path` |" in text
+    assert "| `focused` |" in text
     assert "old" not in text
     assert (tmp_path / "strategies.png").read_bytes().startswith(b"\x89PNG")
 
@@ -115,7 +115,7 @@ def test_gradient_strategies_search_in_the_default_supernet_after_it_is_there(ar
     options = parse([*arguments, "strategies=tangle"])
     waves = [[name for name, _ in wave] for wave in Schedule(options).waves]
     place = {name: index for index, names in enumerate(waves) for name in names}
-    assert place["supernet:single_path"] < place["search:tangle"] < place["timing:single_path+tangle"]
+    assert place["supernet:focused"] < place["search:tangle"] < place["timing:focused+tangle"]
     assert "supernet:tangle" not in place
     assert "supernet=single_path" in options.bench.overrides("tangle")
 
@@ -130,7 +130,7 @@ def test_search_strategies_search_in_the_default_supernet_and_int8_in_its_own(ar
 
 
 def test_int8_is_compared_at_equal_latency_and_at_equal_accuracy() -> None:
-    fronts = {"single_path": [(1.0, 0.4), (3.0, 0.7)], "uniform_int8": [(0.5, 0.2), (2.0, 0.3), (4.0, 0.6), (9.0, 0.9)]}
+    fronts = {"focused": [(1.0, 0.4), (3.0, 0.7)], "uniform_int8": [(0.5, 0.2), (2.0, 0.3), (4.0, 0.6), (9.0, 0.9)]}
     rows = [{"strategy": name, "us": us, "finished": share} for name, front in fronts.items() for us, share in front]
     over = strategies_report.over_int8({"rows": rows}, "finished")
     assert [over[key] for key in ("points_lowest", "points", "points_highest")] == pytest.approx([-20.0, 10.0, 10.0])
