@@ -106,11 +106,9 @@ def recipes() -> list[Any]:
     """The settings of `conf` that results depend on: with others nothing of what was done before holds."""
     folders = [CONFIG_FOLDER / name for name in ("space", "supernet", "relaxation")]
     files = sorted(path for folder in folders for path in folder.rglob("*.yaml"))
-    stages = OmegaConf.load(CONFIG_FOLDER / "search.yaml")
-    return [
-        files_digest(files, CONFIG_FOLDER),
-        *(OmegaConf.to_container(OmegaConf.select(stages, name)) for name in ("focus", "finish")),
-    ]
+    search = OmegaConf.load(CONFIG_FOLDER / "search.yaml")
+    stages = [OmegaConf.to_container(OmegaConf.select(search, name)) for name in ("focus", "finish")]
+    return [files_digest(files, CONFIG_FOLDER), *stages]
 
 
 @dataclass(frozen=True)

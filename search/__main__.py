@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import optuna
 import torch
 from hydra import compose
 from hydra.core.hydra_config import HydraConfig
@@ -72,6 +73,7 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
     """Run the configured stages; the recorder is told where."""
     warnings.filterwarnings("ignore", category=UserWarning, module="pytorch_lightning|lightning_fabric")
     quiet_lightning()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
     keep_freed_memory()
     given = None if config.run is None else Path(str(config.run))
     fallen: dict[str, list[str]] = {}
@@ -97,7 +99,7 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
     with StageProgress(console) as progress, ExitStack() as held:
         worker_command = (*kept_overrides(overrides), f"run={path}", "stages=[supernet]", *own_processes(overrides))
         job = build_job(config, settings, path, progress, processes, worker_command)
-        for name in ("focus", "relax", "finish"):
+        for name in ("relax", "finish"):
             if name in stages and not job.space.shares_weights:
                 raise UserError(
                     f"stage {name} needs a supernet, and {job.space.name} does not share weights; leave it out of stages"
@@ -157,9 +159,9 @@ def do_stage(job: Job, stage: Stage, shared: SharedStages | None) -> None:
     def action() -> None:
         job.run.do(stage.name, fingerprint, stage.leaves, lambda: stage.action(job), makes, stage.always)
 
-    if shared is not None and stage.shared and (job.space.shares_weights or stage.name == "tables"):
-        files, unfinished = of_devices(stage.shared, job), of_devices(stage.unfinished, job)
-        shared.do(job.run, stage.name, fingerprint, stage.leaves, files, unfinished, action)
+    files = stage.shared_by(job)
+    if shared is not None and files:
+        shared.do(job.run, stage.name, fingerprint, stage.leaves, files, of_devices(stage.unfinished, job), action)
     else:
         action()
     finished = job.run.record(stage.name)

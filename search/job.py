@@ -59,6 +59,7 @@ class Job(Configured):
         s, output = self.settings, self.run.output
         ways = {name: [device.transport.name] if device.transport else [] for name, device in self.devices.items()}
         devices = [(name, device.fingerprint, *ways[name]) for name, device in self.devices.items()]
+        fronts = [(g.name, [o.name for o in g.objectives]) for g in self.goals]
         goals = [(g.name, [o.name for o in g.objectives], [c.text for c in g.constraints]) for g in self.goals]
         judging = ("evaluation", "predictor", "proxies")
         parts: dict[str, Callable[[], list[object]]] = {
@@ -66,7 +67,7 @@ class Job(Configured):
             "tables": lambda: [self.space.fingerprint, devices, s["profile"], self.seed],
             "supernet": lambda: [self.space.fingerprint, self.data_fingerprint, s["supernet"], s["estimators"], self.seed],
             "predictors": lambda: [output("tables"), output("supernet"), *(s[part] for part in judging), self.seed],
-            "focus": lambda: [output("predictors"), s["focus"], goals, self.seed],
+            "focus": lambda: [output("predictors"), s["focus"], fronts, self.seed],
             "relax": lambda: [output("predictors"), self.focused_output, s["relaxation"], goals, self.seed],
             "study": lambda: [
                 *(output("predictors"), self.focused_output, self.relaxed_output),

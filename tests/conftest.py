@@ -55,6 +55,7 @@ TINY_JOB = (
     "study.evaluations=3",
     "export.winners=2",
     "export.random_winners=1",
+    "focus.share=0",
 )
 
 # The same machine with two samples per run.

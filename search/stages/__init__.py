@@ -46,6 +46,12 @@ class Stage:
         """What the stage makes in a job, a file per device where it says `DEVICE`, and what it said it made."""
         return [*of_devices(self.makes, job), *job.run.facts(self.name).get("files", [])]
 
+    def shared_by(self, job: Job) -> list[str]:
+        """Files that it makes in a job for other runs too."""
+        if self.name != "tables" and not job.space.shares_weights:
+            return []
+        return [] if self.name == "focus" and not job.focus.share else of_devices(self.shared, job)
+
 
 def of_devices(names: tuple[str, ...], job: Job) -> list[str]:
     """Names with that of every device where they say `DEVICE`."""

@@ -7,8 +7,6 @@ import io
 import json
 import time
 
-import optuna
-
 from search import fronts, study, winners
 from search.candidates import Candidate, FinishedStudy, archive
 from search.evaluations import RANDOM
@@ -30,11 +28,8 @@ Results = dict[Goal, study.StudyResult]
 
 def search_study(job: Job) -> Facts:
     """Search, and write the fronts, the archive and the points for the report."""
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     evaluate_first(job)  # known already, unless the supernet was focused since
-    unpaid = {goal: left_out_of(job, goal) for goal in job.goals}
-    for left in unpaid.values():
-        tell_left_out(job, left)
+    unpaid = {goal: _left_out(job, goal) for goal in job.goals} if job.study.leave_out_what_does_not_pay else {}
     results = study.run_studies(
         job.predicted,
         job.evaluations,
@@ -65,25 +60,20 @@ def search_study(job: Job) -> Facts:
     }
     return {
         **facts,
-        "studies": {goal.name: figures(job, goal, result, unpaid[goal]) for goal, result in results.items()},
+        "studies": {goal.name: figures(job, goal, result, unpaid.get(goal, NOTHING)) for goal, result in results.items()},
     }
 
 
-def left_out_of(job: Job, goal: Goal) -> LeftOut:
-    """What does not pay on a goal's devices, where that is left out."""
-    if not job.study.leave_out_what_does_not_pay:
-        return NOTHING
+def _left_out(job: Job, goal: Goal) -> LeftOut:
+    """What does not pay on a goal's devices; it is also told."""
     tables = {name: job.table(job.devices[name]) for name in goal.devices}
-    return left_out(job.space, tables, goal.objectives, goal.constraints)
-
-
-def tell_left_out(job: Job, unpaid: LeftOut) -> None:
-    """Say what is left out, if anything."""
+    unpaid = left_out(job.space, tables, goal.objectives, goal.constraints)
     if unpaid.count:
         where = " or ".join(unpaid.devices)
         job.progress.say(f"  {unpaid.count} of {unpaid.considered} options left out, which do not pay on {where}:")
     for sentence in unpaid.sentences():
         job.progress.say(f"    {sentence}")
+    return unpaid
 
 
 def study_name(job: Job, goal: Goal) -> str:

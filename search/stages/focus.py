@@ -1,9 +1,10 @@
-"""Stage `focus` (optional): the supernet trained further near the fronts that the predictors expect, before the study."""
+"""Stage `focus`: the supernet trained further near the fronts that the predictors expect, before the study."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
+from dataclasses import replace
 from functools import partial
 
 from safetensors.torch import save
@@ -11,9 +12,9 @@ from safetensors.torch import save
 from search.evaluations import INITIAL
 from search.fronts import choose
 from search.job import FOCUS_FOLDER, FOCUSED_FILE, Job
+from search.left_out import NOTHING
 from search.objectives import Goal
 from search.run import Facts
-from search.stages.find import left_out_of
 from search.stages.learn import evaluate_first
 from search.strategies.guided import Guided
 from search.strategies.strategy import Round
@@ -27,6 +28,12 @@ from spaces.files import write_atomically
 
 def focus_supernet(job: Job) -> Facts:
     """Predict a front for each goal, and train a copy of the supernet on networks like those on them."""
+    if not job.space.shares_weights:
+        job.progress.say(f"  none: networks of {job.space.name} are trained one by one")
+        return {}
+    if not job.focus.share:
+        job.progress.say("  none: focus.share is 0")
+        return {}
     macs = job.run.facts("supernet").get("macs")
     if not macs:
         raise UserError(
@@ -66,9 +73,12 @@ def focus_supernet(job: Job) -> Facts:
 
 
 def _front(job: Job, goal: Goal) -> list[Architecture]:
-    """The predicted front of a goal, from networks evaluated with the supernet as it was trained."""
+    """The predicted front of a goal's objectives, from networks evaluated with the supernet as it was trained.
+
+    Constraints are left out, so that runs with other budgets can share what is trained.
+    """
     round_ = Round(
-        goal=goal,
+        goal=replace(goal, constraints=()),
         predicted=job.predicted[goal],
         number=1,
         rounds=1,
@@ -76,7 +86,7 @@ def _front(job: Job, goal: Goal) -> list[Architecture]:
         candidates=job.focus.candidates,
         left=0,  # a front as predicted is enough to train near it
         seen=job.evaluations.of(INITIAL),
-        left_out=left_out_of(job, goal),
+        left_out=NOTHING,  # it depends on the constraints, and what does not pay is on no front
         new_predictor=job.chosen_predictor,
         new_sampler=partial(job.sampler, job.seed),
         scores=no_scores,

@@ -27,7 +27,7 @@ class FocusSettings:
     """How a supernet is focused.
 
     Args:
-        share: arithmetic, as a share of what training the supernet took.
+        share: arithmetic, as a share of what training the supernet took; 0 leaves the supernet as it is.
         near: share of the steps that train networks like those of a front; the others train networks of all sizes.
         change: share of the choices in which such a network differs from the one on the front; drawn anew, they may stay.
         learning_rate: its peak.
@@ -46,10 +46,10 @@ class FocusSettings:
     networks: int = 64
 
     def __post_init__(self) -> None:
-        for name in ("share", "learning_rate"):
-            value = getattr(self, name)
-            if type(value) not in (int, float) or not 0.0 < value < math.inf:
-                raise UserError(f"focus.{name} is {value!r}; allowed are numbers above 0")
+        if type(self.share) not in (int, float) or not 0.0 <= self.share < math.inf:
+            raise UserError(f"focus.share is {self.share!r}; allowed are numbers from 0")
+        if type(self.learning_rate) not in (int, float) or not 0.0 < self.learning_rate < math.inf:
+            raise UserError(f"focus.learning_rate is {self.learning_rate!r}; allowed are numbers above 0")
         for name in ("near", "change"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0.0 <= value <= 1.0:

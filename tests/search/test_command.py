@@ -72,7 +72,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("device=toaster", ["'device'", "x86"]),
         ("device=[]", ["no device"]),
         ("--nonsense", ["--nonsense"]),
-        ("stages=[party]", ["'party'", "space, tables, supernet, predictors, relax, study, finish, export, report"]),
+        ("stages=[party]", ["'party'", "space, tables, supernet, predictors, focus, relax, study, finish, export, report"]),
         ("stages=[]", ["stages is empty"]),
         ("objectives=[speed]", ["'speed'", "latency@x86"]),
         ("objectives=[accuracy,latency@phone]", ["'phone'", "latency, latency@x86"]),

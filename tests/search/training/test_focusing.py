@@ -46,7 +46,7 @@ def test_what_may_be_spent_is_spent(small_space: MobileSpace) -> None:
 @pytest.mark.parametrize(
     "values",
     [
-        {"share": 0.0},
+        {"share": -0.5},
         {"share": True},
         {"learning_rate": -1},
         {"near": 1.5},
@@ -95,10 +95,23 @@ def test_the_stage_focuses_and_the_study_searches_what_it_made(call: Call, finis
 
 def test_a_supernet_that_is_trained_again_is_no_longer_focused(call: Call, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
-    assert call(tmp_path, "run=run", "stages=[focus]", "focus.candidates=40").status == 0
+    assert call(tmp_path, "run=run", "stages=[focus]", "focus.share=1", "focus.candidates=40").status == 0
     ended = call(tmp_path, "run=run", "supernet.epochs=2", "stages=[supernet,predictors,study]")
     assert ended.status == 0, ended.err
     weights = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert weights["study"]["output"] != json.loads((finished / "stages.json").read_text())["study"]["output"]
     table = pq.read_table(tmp_path / "run" / "evaluations.parquet").to_pylist()
     assert {"initial", "random"} < {row["source"] for row in table}  # the study evaluated with these weights
+
+
+def test_a_sweep_over_budgets_shares_one_focused_supernet(call: Call, tiny_job: Job, tmp_path: Path) -> None:
+    own = tuple(text for text in tiny_job if not text.startswith("focus."))
+    budgets = 'constraints=["latency<=1ms"],["latency<=2ms"]'
+    stages = "stages=[tables,supernet,predictors,focus,study]"
+    ended = call(tmp_path, "-m", *own, "focus.candidates=40", stages, budgets)
+    assert ended.status == 0, ended.err
+    assert ended.out.count("taken from") == 4
+    assert ended.out.count("epochs near") == 1
+    files = list((tmp_path / "runs").glob("sweep-*/*/focus/supernet.safetensors"))
+    assert len(files) == 2
+    assert files[0].read_bytes() == files[1].read_bytes()
