@@ -278,6 +278,21 @@ def test_a_process_that_waits_for_the_run_works_for_it(call: Call, tiny_job: Job
     assert "predictors" in outs[helper].read_text()
 
 
+def test_processes_that_share_a_study_go_on_with_the_focused_supernet(call: Call, tiny_job: Job, tmp_path: Path) -> None:
+    """Networks are evaluated first with the supernet as it was trained, and again when it is focused."""
+    own = [text for text in tiny_job if not text.startswith("focus.")]
+    job = [*own, "focus.candidates=40", "evaluation.initial=60", "stages=[tables,supernet,predictors,focus,study]"]
+    command = [sys.executable, "-m", "search", *job, "run=run", f"study.storage=sqlite:///{tmp_path / 'study.db'}"]
+    environment = {**os.environ, "PYTHONPATH": str(WORKER.parents[2])}
+    with (tmp_path / "out").open("w") as file:
+        processes = [subprocess.Popen(command, stdout=file, stderr=file, cwd=tmp_path, env=environment) for _ in range(2)]
+        ends = [process.wait(300) for process in processes]
+    assert ends == [0, 0], (tmp_path / "out").read_text()
+    assert call(tmp_path, *job, "run=alone").status == 0
+    assert (tmp_path / "run" / "front.csv").read_bytes() == (tmp_path / "alone" / "front.csv").read_bytes()
+    assert _completed(tmp_path / "study.db") >= 2 * 60
+
+
 def _completed(database: Path) -> int:
     if not database.exists():
         return 0
