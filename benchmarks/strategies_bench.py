@@ -20,6 +20,7 @@ from search.building import build_job
 from search.job import Job
 from search.overrides import plain_settings
 from search.progress import StageProgress
+from search.training.focusing import MACS_PER_TRAINING
 from search.training.parallel import Processes
 from search.training.strategy import Step
 from spaces.choice import Architecture
@@ -37,7 +38,6 @@ FOCUSED = (DEFAULT, INT8)
 ALL = (*TRAINING, INT8, *SEARCHING, *GRADIENT)
 DRY_STEPS = 64
 POOL = 10  # networks drawn for each that is trained alone
-MACS_PER_TRAINING = 3  # forward, and backward to activations and weights
 
 
 @dataclass(frozen=True)

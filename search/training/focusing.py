@@ -29,7 +29,7 @@ class FocusSettings:
     Args:
         share: arithmetic, as a share of what training the supernet took; 0 leaves the supernet as it is.
         near: share of the steps that train networks like those of a front; the others train networks of all sizes.
-        change: share of the choices in which such a network differs from the one on the front; drawn anew, they may stay.
+        change: share of the choices of such a network that are drawn anew instead of taken from the front.
         learning_rate: its peak.
         candidates: predicted to find each front.
         networks: of each front, spread along it.
