@@ -79,7 +79,8 @@ class Session:
         everything = [*(self._model(space.network(a.architecture), a.lowerings) for a in anchors), *models]
         loaded = {i: self.runtime.load(everything[i], self.device) for i in self.rng.permutation(len(everything)).tolist()}
         in_order = [loaded[i] for i in range(len(everything))]
-        return Stopwatch(in_order[: len(anchors)], [anchor.us for anchor in anchors]), in_order[len(anchors) :]
+        stopwatch = Stopwatch(in_order[: len(anchors)], [anchor.us for anchor in anchors], by_size=True)
+        return stopwatch, in_order[len(anchors) :]
 
     def _model(self, network: Network, lowerings: Sequence[str]) -> bytes:
         return build_random(network, lowerings, self.rng, self.device)

@@ -18,6 +18,9 @@ from latency_lut.visits import Timed, interleaved
 
 NEIGHBOURS = 8
 ITERATIONS = 5
+SLOPE_STD = 0.015  # of what `size_slope` finds, between batches on a machine whose memory others use
+LEAST_SLOPED = 8  # anchors
+OUTLIER = 3.0  # robust standard deviations
 
 
 @dataclass(frozen=True)
@@ -64,13 +67,38 @@ def steadied(times_us: np.ndarray, orders: np.ndarray) -> np.ndarray:
     return np.asarray(np.exp(logs - slowness))
 
 
-def summarize(steadied_us: np.ndarray, scale: float = 1.0) -> list[Timing]:
-    """Median and spread of each row of `(models, rounds)` visits, times `scale`."""
+def summarize(steadied_us: np.ndarray, scale: float | np.ndarray = 1.0) -> list[Timing]:
+    """Median and spread of each row of `(models, rounds)` visits, times `scale`, one for all or `(models,)`."""
     rounds = steadied_us.shape[1]
+    steadied_us = steadied_us * np.reshape(scale, (-1, 1))
     medians = np.median(steadied_us, axis=1)
     deviations = np.median(np.abs(steadied_us - medians[:, None]), axis=1)
     spreads = 1.2533 * 1.4826 * deviations / np.sqrt(rounds)
-    return [Timing(float(m) * scale, float(s) * scale, rounds) for m, s in zip(medians, spreads, strict=True)]
+    return [Timing(float(m), float(s), rounds) for m, s in zip(medians, spreads, strict=True)]
+
+
+def size_slope(us: np.ndarray, ratios: np.ndarray) -> float:
+    """By what power of its time a model is slowed down beyond others: what competes for memory slows large models most.
+
+    A ridge regression of the anchors' slowness on the logarithms of their times, outliers bounded. What chance would make
+    of the anchors' own scatter is weighed against `SLOPE_STD`, so that few or scattered anchors tell of no slope.
+
+    Args:
+        us: what anchors cost, `(anchors,)`.
+        ratios: to what they cost at the wanted speed, `(anchors,)`.
+    """
+    if len(us) < LEAST_SLOPED:
+        return 0.0
+    x, y = np.log(us), np.log(ratios)
+    x, y = x - x.mean(), y - np.median(y)
+    bound = OUTLIER * 1.4826 * float(np.median(np.abs(y)))
+    y = np.clip(y, -bound, bound)
+    y = y - y.mean()
+    squares, across = float(x @ x), float(x @ y)
+    if squares <= 0.0:
+        return 0.0
+    noise = float(np.sum((y - across / squares * x) ** 2)) / (len(x) - 2)
+    return across / (squares + noise / SLOPE_STD**2)
 
 
 class Speed:
@@ -80,13 +108,14 @@ class Speed:
         anchors: how many models, the first ones, are visited in every batch.
         anchors_us: what they cost at the wanted speed, when it is known from an earlier session. Otherwise the first batch sets
             the speed at first, and `scale` says by what to multiply to get to the usual speed.
+        by_size: models are alike but for their size, so that a batch may slow large ones by another factor, see `size_slope`.
 
     Attributes:
         anchors_us: what they cost at the speed of all batches; `None` before the first batch where it is not known.
     """
 
-    def __init__(self, anchors: int, anchors_us: Sequence[float] | None = None) -> None:
-        self._anchors = anchors
+    def __init__(self, anchors: int, anchors_us: Sequence[float] | None = None, by_size: bool = False) -> None:
+        self._anchors, self._by_size = anchors, by_size
         self.anchors_us = None if anchors_us is None else np.array(anchors_us)
         self._fixed = anchors_us is not None
         self._slowness: list[np.ndarray] = []
@@ -103,10 +132,14 @@ class Speed:
         levels_us = np.median(steady_us[:count], axis=1)
         if self.anchors_us is None:
             self.anchors_us = levels_us
-        ratio = float(np.median(levels_us / self.anchors_us)) if count else 1.0
+        ratios = levels_us / self.anchors_us
+        ratio = np.full(len(times_us), float(np.median(ratios)) if count else 1.0)
+        if self._by_size and (slope := size_slope(levels_us, ratios)):
+            centre_us = np.exp(np.log(levels_us).mean())
+            ratio = ratio * (np.median(steady_us, axis=1) / centre_us) ** slope
         self._slowness.append(np.log(times_us[:count] / self.anchors_us[:, None]).reshape(-1))
-        self._batches_us.append(steady_us[:count] / ratio)
-        return summarize(steady_us[count:], 1.0 / ratio)
+        self._batches_us.append(steady_us[:count] / ratio[:count, None])
+        return summarize(steady_us[count:], 1.0 / ratio[count:])
 
     @property
     def speed(self) -> float:
@@ -129,10 +162,11 @@ class Stopwatch(Speed):
     Args:
         anchors: models that are visited along with every batch.
         anchors_us: as in `Speed`.
+        by_size: as in `Speed`.
     """
 
-    def __init__(self, anchors: Sequence[Timed], anchors_us: Sequence[float] | None = None) -> None:
-        super().__init__(len(anchors), anchors_us)
+    def __init__(self, anchors: Sequence[Timed], anchors_us: Sequence[float] | None = None, by_size: bool = False) -> None:
+        super().__init__(len(anchors), anchors_us, by_size)
         self.anchors = list(anchors)
 
     def time(self, models: Sequence[Timed], rounds: int, visit_s: float, seed: int = 0) -> list[Timing]:

@@ -16,7 +16,7 @@ import numpy as np
 from scipy.stats import norm
 
 from latency_lut.session import Drawn
-from latency_lut.table import LatencyTable, Pair
+from latency_lut.table import LatencyTable, NetworkTiming, Pair
 from predictors.context import cheapest, chosen_prices, row_of, sources_of
 from predictors.effects import COEFFICIENTS
 from predictors.likeness import Likeness
@@ -46,6 +46,7 @@ class LatencyPredictor:
         self, prices: LayerPrices, regression: Regression, quality: LatencyQuality, likeness: Likeness | None = None
     ) -> None:
         self.table, self.regression, self.quality = prices.table, regression, quality
+        self.held_out: list[NetworkTiming] = []  # networks of the table that `quality` is of
         self._prices = prices.settled(regression.coefficients, likeness)
         self._coefficients, self._likeness = regression.coefficients.tolist(), likeness
 
@@ -108,6 +109,7 @@ class LatencyPredictor:
             regression = replace(regression, error=error, loo_error=loo_error, widening=max(1.0, regression.widening))
         unknown = LatencyQuality.of([1.0, 2.0], [1.0, 1.0], [1.0, 2.0])
         predictor = cls(prices, regression, unknown, likeness)
+        predictor.held_out = held
         predicted = [predictor.predict(space.network(timing.architecture), timing.lowerings) for timing in held]
         means_us, stds_us = zip(*predicted, strict=True)
         predictor.quality = LatencyQuality.of(means_us, stds_us, [timing.us for timing in held])

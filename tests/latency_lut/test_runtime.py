@@ -13,7 +13,7 @@ from latency_lut.device import Device
 from latency_lut.lowering import applicable
 from latency_lut.network import build_layer, random_weights
 from latency_lut.runtimes import onnxruntime as runtime
-from latency_lut.timing import Stopwatch, steadied, summarize
+from latency_lut.timing import Stopwatch, size_slope, steadied, summarize
 from latency_lut.visits import interleaved
 from spaces.layers import LayerSpec
 from spaces.mobile import MobileSpace
@@ -139,6 +139,31 @@ def test_speed_says_how_slow_the_machine_was():
     assert stopwatch.speed == pytest.approx(0.5, rel=0.02)
     assert timings[0].us == pytest.approx(4.0, rel=0.02)
     assert stopwatch.scale == 1.0
+
+
+def test_a_batch_that_slows_large_models_more_is_brought_to_the_same_speed():
+    truth = np.geomspace(10, 1000, 40)
+    reference = np.geomspace(20, 400, 16)
+
+    def timed(by_size: bool) -> np.ndarray:
+        anchors = [Simulated(us * 1.1 * (us / 90) ** 0.03, lambda: 1.0) for us in reference]
+        models = [Simulated(us * 1.1 * (us / 90) ** 0.03, lambda: 1.0) for us in truth]
+        timings = Stopwatch(anchors, list(reference), by_size).time(models, 12, 0.0)
+        return np.array([t.us for t in timings]) / truth
+
+    assert np.abs(timed(by_size=True) - 1.0).max() < 0.02
+    assert np.abs(timed(by_size=False) - 1.0).max() > 0.05
+
+
+@pytest.mark.parametrize("scatter", [0.0, 0.01, 0.05])
+@pytest.mark.parametrize("slope", [0.0, 0.02])
+def test_the_more_anchors_scatter_the_less_their_slope_is_believed(slope: float, scatter: float):
+    rng = np.random.default_rng(0)
+    us = np.geomspace(20, 400, 16)
+    found = np.array([size_slope(us, us**slope * rng.lognormal(0.2, scatter, 16)) for _ in range(300)])
+    assert found.mean() == pytest.approx(slope, abs=0.001 if not scatter or not slope else 0.012)
+    assert found.std() <= 0.4 * scatter + 1e-9
+    assert size_slope(us[:4], us[:4] ** 0.02) == 0.0
 
 
 def test_summary_is_a_median_with_its_standard_error():
