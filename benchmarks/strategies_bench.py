@@ -28,13 +28,14 @@ from spaces.files import write_atomically
 from spaces.space import Space
 from spaces.supernet import Supernet
 
-DEFAULT = "focused"  # single paths for half of the arithmetic, then near the fronts that predictors expect
+DEFAULT = "focused"  # single paths, then near the fronts that predictors expect
 PLAIN = "bignas"  # the sandwich rule in every step, as published; its epochs are what other strategies' are made equal to
 TRAINING = (DEFAULT, "single_path", "uniform", "sandwich", "bignas", "sorted", "progressive")
 GRADIENT = ("tangle", "proxyless", "dass", "quantnas", "once_for_both")
 SEARCHING = ("upper_confidence", "reinforce", "training_free")  # in the default's supernet, beside its own study
 INT8 = "uniform_int8"  # trained and searched as the default is, in the space's dense networks with int8 everywhere
 FOCUSED = (DEFAULT, INT8)
+FOCUS_SHARE = 2.0  # arithmetic near the fronts, as a share of that of the single paths before
 ALL = (*TRAINING, INT8, *SEARCHING, *GRADIENT)
 DRY_STEPS = 64
 POOL = 10  # networks drawn for each that is trained alone
@@ -83,7 +84,7 @@ class Bench:
         """All settings for a strategy; `sandwich@0.5` trains for half of the epochs."""
         name, _, length = strategy.partition("@")
         supernet = supernet_of(name)
-        epochs = self.epochs_of(supernet, float(length or 1.0) / (2.0 if supernet in FOCUSED else 1.0))
+        epochs = self.epochs_of(supernet, float(length or 1.0) / (1.0 + FOCUS_SHARE if supernet in FOCUSED else 1.0))
         given = [*self.base_overrides(name), f"supernet.epochs={epochs}"]
         if name in GRADIENT:
             given += [f"relaxation={name}", f"relaxation.epochs={self.member_epochs}"]
@@ -172,9 +173,9 @@ def own_overrides(strategy: str) -> list[str]:
         published = ("every=1", "random_networks=2", "spread=false")
         return ["supernet=sandwich", "supernet.distillation.labels=0.0", *(f"supernet.strategy.{p}" for p in published)]
     if strategy == INT8:
-        return ["supernet=single_path", "focus.share=1", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
+        return ["supernet=single_path", f"focus.share={FOCUS_SHARE:g}", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
     supernet = supernet_of(strategy)
-    given = ["supernet=single_path", "focus.share=1"] if supernet == DEFAULT else [f"supernet={supernet}"]
+    given = ["supernet=single_path", f"focus.share={FOCUS_SHARE:g}"] if supernet == DEFAULT else [f"supernet={supernet}"]
     if strategy == "upper_confidence":
         given.append("study.strategy.choose=upper_confidence")
     elif strategy in SEARCHING:

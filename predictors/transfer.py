@@ -27,7 +27,7 @@ MAX_MEASURED = 1000  # measurements that are used, drawn from more
 MAX_CANDIDATES = 2000
 MAX_TARGETS = 100
 DESIGN_NOISES = (0.002, 0.005, 0.02, 0.07)  # for which networks to measure are chosen, beside the average over all noises
-JUDGED_POOLS, JUDGED_POOL = 3, 300  # draws of candidates from which each noise's designs are compared
+JUDGED_DESIGNS = 2  # of each noise, for different draws of the networks over which the error is expected
 JUDGED_DEVICES, JUDGED_ROWS = 24, 300  # known devices and networks on which they are, drawn from more
 
 
@@ -176,10 +176,10 @@ class TransferPredictor:
         weights = np.exp(self._log_weights)
         if self._latency.shape[1] >= LEAST_DEVICES:
             cells = [weights, *(with_noise(weights, noise) for noise in DESIGN_NOISES)]
-            pools = [np.sort(rng.permutation(pool)[: max(JUDGED_POOL, count)]) for _ in range(JUDGED_POOLS)]
-            designs = [most_telling(self._process, w, measured, part, targets, int(count)) for w in cells for part in pools]
-            errors = self._left_out_errors(designs).reshape(len(cells), len(pools))
-            weights = cells[int(np.argmin(errors.mean(axis=1)))]
+            aims = [targets, *(rng.permutation(self._n)[:MAX_TARGETS] for _ in range(JUDGED_DESIGNS - 1))]
+            designs = [most_telling(self._process, w, measured, pool, aim, int(count)) for w in cells for aim in aims]
+            errors = self._left_out_errors(designs).reshape(len(cells), len(aims))
+            return designs[len(aims) * int(np.argmin(errors.mean(axis=1)))]
         return most_telling(self._process, weights, measured, pool, targets, int(count))
 
     def _left_out_errors(self, designs: Sequence[np.ndarray]) -> np.ndarray:

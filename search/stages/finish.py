@@ -25,7 +25,7 @@ def finish_winners(job: Job) -> Facts:
         raise UserError(
             "the supernet was trained by an earlier version, its cost is unknown; train it again: stages=[supernet]"
         )
-    macs = job.finish.share * supernet_macs
+    macs = job.finish.share * (supernet_macs + job.run.facts("focus").get("macs", 0))
     epochs = {a: finishing_epochs(job.space, a, job.train_images, macs, len(chosen)) for a in chosen}
     networks = {a: known for a in chosen if (known := _known(_folder(job, a).with_suffix(".json"), a)) is not None}
     missing = [a for a in chosen if a not in networks]
