@@ -11,24 +11,45 @@ they predict measurements of the new device that are left out. The task, a new d
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
+from scipy.optimize import nnls
+from scipy.stats import norm, t
 
-from predictors.transfer_design import most_telling, with_noise
-from predictors.transfer_fitted import LEAST_DEVICES, Fitted, bounded_mean
-from predictors.transfer_process import SHAPE, Process, evidence_of, scale_of
-from predictors.transfer_sources import FEW_ROWS, LOWEST, learn_sources
+from predictors.transfer_design import most_telling
+from predictors.transfer_process import SHAPE, Posterior, Process, evidence_of, scale_of
+from predictors.transfer_sources import FEW_ROWS, LOWEST, OUTLIER, learn_sources
 from spaces.errors import UserError
 
+RIDGES = (0.003, 0.03, 0.3)  # of the combinations of devices, towards their mean
 TASK_SIZES = (5, 10, 20)
 TASKS = 180  # of each size
+LEAST_DEVICES = 3  # fewer say nothing about how devices differ
+LEAST_STACKED = 4  # measurements; fewer cannot weigh the parts
+PRIOR_MEASUREMENTS = 4  # for which counts, among errors of measurements, what is expected of them
 MAX_MEASURED = 1000  # measurements that are used, drawn from more
 MAX_CANDIDATES = 2000
 MAX_TARGETS = 100
-DESIGN_NOISES = (0.002, 0.005, 0.02, 0.07)  # for which networks to measure are chosen, beside the average over all noises
-JUDGED_DESIGNS = 2  # of each noise, for different draws of the networks over which the error is expected
-JUDGED_DEVICES, JUDGED_ROWS = 24, 300  # known devices and networks on which they are, drawn from more
+PROCESS_SHARE = 0.5  # weight of the linear model before there are measurements
+
+
+@dataclass(frozen=True)
+class _Fitted:
+    """After `fit`: the scale of the device, the posterior, weights of the combinations `(d, len(RIDGES))` with the variances of
+    their relative errors, the weights of posterior and combinations, what they predict of each measurement without it, and by
+    what standard deviations are multiplied.
+    """
+
+    scale: float
+    posterior: Posterior
+    combinations: np.ndarray
+    variances: np.ndarray
+    shares: np.ndarray
+    left_out: np.ndarray
+    widening: float
 
 
 class TransferPredictor:
@@ -50,10 +71,9 @@ class TransferPredictor:
         self._n, self._seed = len(features), seed
         self.sources = learn_sources(features, latency, seed)
         self._curves = self.sources.curves
-        self._latency = latency
         self._process = Process.of(self.sources, np.arange(latency.shape[1]))
         self._log_weights = self._learn_weights(latency)
-        self._fitted: Fitted | None = None
+        self._fitted: _Fitted | None = None
 
     def _learn_weights(self, latency: np.ndarray) -> np.ndarray:
         """Logarithms of the weights of cells: how many of the known devices, each left out, are like that."""
@@ -111,7 +131,27 @@ class TransferPredictor:
         if len(ids) > MAX_MEASURED:
             kept = np.sort(np.random.default_rng(self._seed).choice(len(ids), MAX_MEASURED, replace=False))
             ids, values = ids[kept], values[kept]
-        self._fitted = Fitted.of(self._process, self._log_weights, self.sources.base, self._curves, ids, values)
+        target = values / self.sources.base[ids]
+        scale = scale_of(self._process.rows(ids), target)
+        target = target / scale
+        posterior = Posterior.of(self._process, self._log_weights, ids, target)
+        curves, count = self._curves[ids], len(ids)
+        ridges = RIDGES if curves.shape[1] and count >= LEAST_STACKED else ()
+        predicted = np.array([posterior.left_out, *(_left_out(curves, target, ridge) for ridge in ridges)])
+        errors = np.array([_mean_square(p / target - 1.0) for p in predicted])
+        prior = np.array([PROCESS_SHARE, *[(1 - PROCESS_SHARE) / len(RIDGES)] * len(ridges)])
+        shares = prior * (errors / errors.min()) ** (-0.5 * count)
+        shares = shares / shares.sum()
+        combinations = np.zeros((curves.shape[1], len(ridges)))
+        for column, ridge in enumerate(ridges):
+            combinations[:, column] = _combination(curves, target, ridge)
+        # That an error is small among few measurements may be chance, the more so as it is one of several.
+        errors = (count * errors + PRIOR_MEASUREMENTS * errors.mean()) / (count + PRIOR_MEASUREMENTS)
+        variances = np.array([posterior.left_out_variance, *(errors[1:, None] * predicted[1:] ** 2)])
+        left_out, variance = _mixed(shares, predicted, variances)
+        widening = widening_of((left_out - target) / np.sqrt(variance), curves.shape[1])
+        unit = scale * self.sources.base[ids]
+        self._fitted = _Fitted(scale, posterior, combinations, errors[1:], shares, left_out * unit, widening)
 
     def left_out(self) -> np.ndarray:
         """Each measurement as the others predict it, `(m,)`, in their unit; the scale and the stacking's weights are of all.
@@ -142,13 +182,17 @@ class TransferPredictor:
         """
         if self._fitted is None:
             raise RuntimeError("the transfer predictor is not fitted")
-        return self._fitted.predict(np.arange(self._n) if ids is None else self._checked_ids(ids))
+        fitted = self._fitted
+        rows = np.arange(self._n) if ids is None else self._checked_ids(ids)
+        mean, variance = fitted.posterior.predict(rows)
+        combined = fitted.combinations.T @ self._curves[rows].T
+        means = np.array([np.maximum(mean, LOWEST), *combined])
+        mixed, spread = _mixed(fitted.shares, means, np.array([variance, *(fitted.variances[:, None] * combined**2)]))
+        unit = fitted.scale * self.sources.base[rows]
+        return mixed * unit, fitted.widening * np.sqrt(spread) * unit
 
     def propose(self, count: int, candidates: Sequence[int] | np.ndarray | None = None) -> np.ndarray:
         """Which networks to measure next: those that leave the least expected error over all networks, one after another.
-
-        What is expected depends on how noisy the device is taken to be. Before there are measurements this is the noise for
-        which as many networks, chosen from part of the candidates, predict the known devices best, each by the others.
 
         Args:
             count: how many.
@@ -171,37 +215,8 @@ class TransferPredictor:
         if len(pool) > max(MAX_CANDIDATES, count):
             pool = np.sort(rng.choice(pool, max(MAX_CANDIDATES, count), replace=False))
         targets = rng.permutation(self._n)[:MAX_TARGETS]
-        if self._fitted is not None:
-            return most_telling(self._process, self._fitted.posterior.weights, measured, pool, targets, int(count))
-        weights = np.exp(self._log_weights)
-        if self._latency.shape[1] >= LEAST_DEVICES:
-            cells = [weights, *(with_noise(weights, noise) for noise in DESIGN_NOISES)]
-            aims = [targets, *(rng.permutation(self._n)[:MAX_TARGETS] for _ in range(JUDGED_DESIGNS - 1))]
-            designs = [most_telling(self._process, w, measured, pool, aim, int(count)) for w in cells for aim in aims]
-            errors = self._left_out_errors(designs).reshape(len(cells), len(aims))
-            return designs[len(aims) * int(np.argmin(errors.mean(axis=1)))]
+        weights = np.exp(self._log_weights) if self._fitted is None else self._fitted.posterior.weights
         return most_telling(self._process, weights, measured, pool, targets, int(count))
-
-    def _left_out_errors(self, designs: Sequence[np.ndarray]) -> np.ndarray:
-        """Log error with which each design predicts known devices from the others, mean over these, `(designs,)`."""
-        latency, rng = self._latency, np.random.default_rng([self._seed, 3])
-        devices, proposed = latency.shape[1], np.unique(np.concatenate(designs))
-        logs = []
-        for device in np.sort(rng.permutation(devices)[:JUDGED_DEVICES]):
-            known = np.flatnonzero(np.isfinite(latency[:, device]))
-            judged = rng.permutation(np.setdiff1d(known, proposed))[:JUDGED_ROWS]
-            measured = [np.intersect1d(design, known) for design in designs]
-            if not len(judged) or not all(map(len, measured)):
-                continue
-            used, others = np.union1d(judged, proposed), np.delete(np.arange(devices), device)
-            process = Process.of(self.sources, others, used)
-            parts = process, self._log_weights, self.sources.base[used], self._curves[used][:, others]
-            at, errors = np.searchsorted(used, judged), []
-            for ids in measured:
-                fitted = Fitted.of(*parts, np.searchsorted(used, ids), latency[ids, device])
-                errors.append(bounded_mean(fitted.predict(at)[0] / latency[judged, device] - 1.0))
-            logs.append(np.log(errors))
-        return np.mean(logs, axis=0) if logs else np.zeros(len(designs))
 
     def _checked_ids(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         rows = np.asarray(ids)
@@ -235,3 +250,49 @@ def _checked_sources(features: object, latency: object) -> tuple[np.ndarray, np.
         row, device = wrong[0]
         raise UserError(f"latency of network {row} on device {device} is {y[row, device]}; allowed are numbers above 0, or NaN")
     return x, y
+
+
+def _combination(curves: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
+    """Non-negative weights of devices, `(d,)`, for relative errors, shrunk towards equal ones."""
+    count, devices = curves.shape
+    strength = np.sqrt(ridge * count)
+    rows = np.vstack([curves / target[:, None], strength * np.eye(devices)])
+    return np.asarray(nnls(rows, np.concatenate([np.ones(count), np.full(devices, strength / devices)]))[0])
+
+
+def _left_out(curves: np.ndarray, target: np.ndarray, ridge: float) -> np.ndarray:
+    """Each measurement as a combination fitted to the others, `(m,)`; beyond 100, as one fitted to nine tenths."""
+    count = len(target)
+    predicted = np.empty(count)
+    folds = np.arange(count) % min(count, 10 if count > 100 else count)
+    for fold in np.unique(folds):
+        out = folds == fold
+        predicted[out] = curves[out] @ _combination(curves[~out], target[~out], ridge)
+    return predicted
+
+
+def _mixed(shares: np.ndarray, means: np.ndarray, variances: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance of mixtures, `(n,)` each, of parts `(parts, n)`."""
+    mean = shares @ means
+    return mean, shares @ (variances + (means - mean) ** 2)
+
+
+def widening_of(deviations: np.ndarray, devices: int) -> float:
+    """By what standard deviations are to be multiplied, so that 90 % of networks lie within 1.645 of them.
+
+    The deviations `(m,)` of left-out measurements, in predicted standard deviations, show how far off these are, and
+    `PRIOR_MEASUREMENTS` that are as they should be count with them; where there are too few known devices to have learned from
+    what is usual, they narrow nothing. The quantile of Student's distribution makes up for how few measurements and known
+    devices there are (Gelman et al., Bayesian Data Analysis, section 3.2).
+    """
+    squares = np.minimum(np.abs(deviations), OUTLIER) ** 2
+    square = (PRIOR_MEASUREMENTS + float(squares.sum())) / (PRIOR_MEASUREMENTS + len(squares))
+    freedom = max(1, len(squares) + min(PRIOR_MEASUREMENTS, devices - 1))
+    quantile = float(t.ppf(0.95, freedom) / norm.ppf(0.95))
+    return math.sqrt(square if devices >= LEAST_DEVICES else max(1.0, square)) * quantile
+
+
+def _mean_square(errors: np.ndarray) -> float:
+    """Mean square, outliers bounded."""
+    bound = 2 * OUTLIER * float(np.median(np.abs(errors)))
+    return float(np.mean(np.minimum(np.abs(errors), bound) ** 2)) + 1e-10

@@ -63,13 +63,6 @@ def drawn_cells(weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return drawn, times / CELLS
 
 
-def with_noise(weights: np.ndarray, noise: float) -> np.ndarray:
-    """Weights of cells as if the device had this noise, the nearest of the grid."""
-    given = np.zeros_like(weights)
-    given[:, int(np.argmin(np.abs(np.sqrt(NOISE_VARIANCES) - noise)))] = weights.sum(axis=1)
-    return given
-
-
 class _Cell:
     """What measurements say of pool and targets under one cell of the grid, `g` of its variances and `s` of its noises."""
 

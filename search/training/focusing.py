@@ -38,7 +38,7 @@ class FocusSettings:
         UserError: a value that is not allowed.
     """
 
-    share: float = 2.0
+    share: float = 1.0
     near: float = 0.5
     change: float = 0.1
     learning_rate: float = 0.01
