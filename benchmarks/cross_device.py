@@ -51,7 +51,7 @@ from spaces.choice import Architecture, Option
 from spaces.precision import FLOAT
 from spaces.space import Space
 
-DEFAULTS = ("device=[x86,wasm]", "stages=[space,tables,supernet,predictors,study]")
+DEFAULTS = ("device=[x86,wasm]", "stages=[space,tables,supernet,predictors,focus,study]")
 INT8 = "w8a8"
 LONGEST_SPAN = 3  # layers that change their precision together
 NOISE = 0.01  # share by which two timings may differ
