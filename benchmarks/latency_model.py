@@ -103,7 +103,8 @@ def against_loads(
     for predictor in predictors:
         held = [(n.architecture, n.lowerings) for n in predictor.held_out]
         predicted = [predictor.predict(space.network(architecture), lowerings) for architecture, lowerings in held]
-        qualities.append(LatencyQuality.of(*zip(*predicted, strict=True), [medians[network] for network in held]))
+        means_us, stds_us = zip(*predicted, strict=True)
+        qualities.append(LatencyQuality.of(means_us, stds_us, [medians[network] for network in held]))
     return {"of_loads": means(qualities), "repeat": round(float(np.abs(us / median - 1.0).mean()), 5), "loads": loads}
 
 
