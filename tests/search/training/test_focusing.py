@@ -92,6 +92,12 @@ def test_the_stage_focuses_and_the_study_searches_what_it_made(call: Call, finis
     assert "focus: done before" in again.out
     assert "study: done before" in again.out
 
+    # A share of the supernet's cost is one of all that it cost.
+    assert call(tmp_path, "run=whole", "stages=[finish]", "finish.share=0.5").status == 0
+    finish = json.loads((whole / "stages.json").read_text())["finish"]["facts"]
+    spent = sum(network["macs"] for network in finish["networks"]) + finish["teacher_macs"]
+    assert spent == pytest.approx(0.5 * summary["supernet"]["macs"] * len(finish["networks"]), rel=0.2)
+
 
 def test_a_supernet_that_is_trained_again_is_no_longer_focused(call: Call, finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "run")
