@@ -39,7 +39,7 @@ class FocusSettings:
     """
 
     share: float = 1.0
-    near: float = 0.5
+    near: float = 0.8
     change: float = 0.1
     learning_rate: float = 0.01
     candidates: int = 2000
