@@ -121,7 +121,7 @@ def retime(
 
     Returns:
         A timing per model, and how fast the machine was meanwhile against the table (1: as fast). A timing as it was on the
-        clock is `us / speed`.
+        clock is `us / speed`, but for what large models were slowed down more, see `latency_lut.timing.size_slope`.
     """
     session = Session(table, device, (), seed)
     stopwatch, loaded = session.load_networks(space, models)

@@ -231,6 +231,13 @@ class Job(Configured):
             self._current = output, self._loaded(self.path(SUPERNET_FILE if output is None else FOCUSED_FILE))
         return self._current[1]
 
+    @property
+    def supernet_macs(self) -> int | None:
+        """Multiply-accumulates of training the supernet, focusing included; `None` where an earlier version trained it."""
+        macs: int | None = self.run.facts("supernet").get("macs")
+        focused = 0 if self.focused_output is None else self.run.facts("focus").get("macs", 0)
+        return macs + focused if macs else None
+
     def _loaded(self, path: Path) -> Supernet:
         supernet = Supernet(self.space, self.estimators)
         try:

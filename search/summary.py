@@ -14,6 +14,7 @@ from typing import Any
 
 from search import __version__
 from search.job import Job
+from search.training.focusing import MACS_PER_TRAINING
 from spaces.errors import UserError
 
 PACKAGES = ("torch", "onnxruntime", "onnx", "onnx-ir", "optuna", "pytorch-lightning", "hydra-core", "scikit-learn", "numpy")
@@ -184,13 +185,11 @@ def cost_figures(job: Job, facts: Mapping[str, Mapping[str, Any]], exported: Map
     The alternative is to train each network alone for as many epochs as the supernet was. Compared is arithmetic; that one
     would not know which networks to train is left out.
     """
-    macs = facts["supernet"].get("macs")
-    if macs:
-        macs += facts["focus"].get("macs", 0)
+    macs = job.supernet_macs
     winners = [w["macs"] for device in exported.values() for w in device["winners"]]
     if not macs or not winners:
         return {}
-    alone = 3 * facts["supernet"]["epochs"] * job.train_images * sum(winners) / len(winners)
+    alone = MACS_PER_TRAINING * facts["supernet"]["epochs"] * job.train_images * sum(winners) / len(winners)
     finishing = facts["finish"].get("networks", [])
     each = (sum(n["macs"] for n in finishing) + facts["finish"]["teacher_macs"]) / len(finishing) if finishing else 0.0
     return {

@@ -20,12 +20,12 @@ from spaces.files import write_atomically
 def finish_winners(job: Job) -> Facts:
     """Finish the winners of each front; one that did not become better on validation data keeps the supernet's weights."""
     chosen = dict.fromkeys(c.architecture for goal_winners in chosen_winners(job).values() for c in goal_winners)
-    supernet_macs = job.run.facts("supernet").get("macs")
-    if not supernet_macs:
+    supernet_macs = job.supernet_macs
+    if supernet_macs is None:
         raise UserError(
             "the supernet was trained by an earlier version, its cost is unknown; train it again: stages=[supernet]"
         )
-    macs = job.finish.share * (supernet_macs + job.run.facts("focus").get("macs", 0))
+    macs = job.finish.share * supernet_macs
     epochs = {a: finishing_epochs(job.space, a, job.train_images, macs, len(chosen)) for a in chosen}
     networks = {a: known for a in chosen if (known := _known(_folder(job, a).with_suffix(".json"), a)) is not None}
     missing = [a for a in chosen if a not in networks]

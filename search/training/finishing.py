@@ -22,6 +22,7 @@ from torch import nn
 from search.evaluation import Evaluator
 from search.training.distillation import Distillation
 from search.training.fit import train
+from search.training.focusing import MACS_PER_TRAINING
 from search.training.module import SupernetTraining
 from search.training.strategy import Losses, Step, Strategy
 from spaces.choice import Architecture
@@ -36,7 +37,8 @@ class FinishSettings:
     """How winners are finished.
 
     Args:
-        share: arithmetic for one network, as a share of what training the supernet took; the teacher's is counted.
+        share: arithmetic for one network, as a share of what training the supernet took, focus included; the teacher's is
+            counted.
         learning_rate: its peak.
         weight_decay: of AdamW.
         labels: share of the labels in the loss, the rest is the teacher's.
@@ -117,7 +119,7 @@ def finishing_epochs(space: Space, architecture: Architecture, images: int, macs
         macs: that may be spent on one network.
         networks: how many share the teacher.
     """
-    each = 3 * space.network(architecture).macs + space.network(space.largest()).macs / networks
+    each = MACS_PER_TRAINING * space.network(architecture).macs + space.network(space.largest()).macs / networks
     return max(1, round(macs / (each * images)))
 
 
