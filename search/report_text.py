@@ -163,13 +163,14 @@ def supernet_cost(summary: Summary) -> str:
 def focusing(summary: Summary) -> str:
     """Where the supernet was trained further."""
     found = summary.get("focus") or {}
-    fronts, macs = found.get("fronts") or {}, number(found.get("macs"))
+    fronts, macs = found.get("fronts") or [], number(found.get("macs"))
     whole = number((summary.get("supernet") or {}).get("macs"))
     if not fronts or not macs or not whole:
         return ""
-    where = " and ".join(fronts)
+    where = " and ".join(found.get("devices") or [])
+    anew = f", {len(fronts)} times, each time with the weights as they were" if len(fronts) > 1 else ""
     return (
-        f"Before the study the supernet was trained further on networks near the fronts that were predicted for {where}: "
+        f"Before the study the supernet was trained further on networks near the fronts that were predicted for {where}{anew}: "
         f"{found.get('epochs')} epochs, {100 * macs / whole:.0f} % of all its arithmetic."
     )
 

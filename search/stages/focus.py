@@ -9,7 +9,8 @@ from functools import partial
 
 from safetensors.torch import save
 
-from search.evaluations import INITIAL
+from search.evaluation import Evaluation
+from search.evaluations import INITIAL, Evaluated
 from search.fronts import choose
 from search.job import FOCUS_FOLDER, FOCUSED_FILE, Job
 from search.left_out import NOTHING
@@ -19,15 +20,18 @@ from search.stages.learn import evaluate_first
 from search.strategies.guided import Guided
 from search.strategies.strategy import Round
 from search.study import no_scores
-from search.training import Distillation, train
-from search.training.focusing import NearFronts, focusing_epochs
+from search.training import Distillation, SupernetTraining, train
+from search.training.focusing import NearFronts, focusing_epochs, renewals
+from search.training.module import Point
+from search.workers import WithWeights
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.files import write_atomically
+from spaces.supernet import Supernet
 
 
 def focus_supernet(job: Job) -> Facts:
-    """Predict a front for each goal, and train a copy of the supernet on networks like those on them."""
+    """Predict a front for each goal, and train a copy of the supernet on networks like those on them, in rounds."""
     if not job.space.shares_weights:
         job.progress.say(f"  none: networks of {job.space.name} are trained one by one")
         return {}
@@ -40,12 +44,17 @@ def focus_supernet(job: Job) -> Facts:
             "the supernet was trained by an earlier version, its cost is unknown; train it again: stages=[supernet]"
         )
     evaluate_first(job)
-    fronts = {goal.name: _front(job, goal) for goal in job.goals}
     settings = job.focus
-    strategy = NearFronts(list(dict.fromkeys(a for front in fronts.values() for a in front)), settings.near, settings.change)
+    strategy = NearFronts(_fronts(job, job.evaluations.of(INITIAL)), settings.near, settings.change)
     epochs = focusing_epochs(job.space, strategy, job.train_images, settings.share * macs, job.seed)
     supernet = copy.deepcopy(job.supernet)
-    training = job.training(
+
+    def on_epoch(done: int, curve: list[Point]) -> None:
+        if done in renewals(epochs, settings.rounds):
+            strategy.renew(_fronts(job, _evaluated_anew(job, training.result)))
+        job.progress.advance("epochs near the fronts", done, epochs)
+
+    training: SupernetTraining = job.training(
         supernet=supernet,
         strategy=strategy,
         seed=job.seed,
@@ -55,25 +64,45 @@ def focus_supernet(job: Job) -> Facts:
         distillation=Distillation(),
         zero_init_residual=False,
         curve_points=1,
-        on_epoch=lambda done, curve: job.progress.advance("epochs near the fronts", done, epochs),
+        on_epoch=on_epoch,
     )
     train(training, job.ready_data, job.path(FOCUS_FOLDER))
     weights = save({name: value.contiguous() for name, value in supernet.state_dict().items()})
     write_atomically(job.path(FOCUSED_FILE), weights)
     job.workforce.renew()
-    found = ", ".join(f"{len(front)} networks of {name}" for name, front in fronts.items())
-    job.progress.say(f"  {epochs} epochs near {found}; {100 * training.macs_done / macs:.0f} % of the supernet's arithmetic")
+    devices = [goal.name for goal in job.goals]
+    fronts = [len(front) for front in strategy.rounds]
+    job.progress.say(
+        f"  {epochs} epochs near the fronts of {' and '.join(devices)}, predicted {_times(len(fronts))} "
+        f"(at last {fronts[-1]} networks); {100 * training.macs_done / macs:.0f} % of the supernet's arithmetic"
+    )
     return {
         "epochs": epochs,
         "macs": training.macs_done,
-        "fronts": {name: len(front) for name, front in fronts.items()},
+        "devices": devices,
+        "fronts": fronts,
         "files": [FOCUSED_FILE],
         "output": hashlib.sha256(weights).hexdigest()[:16],
     }
 
 
-def _front(job: Job, goal: Goal) -> list[Architecture]:
-    """The predicted front of a goal's objectives, from networks evaluated with the supernet as it was trained.
+def _evaluated_anew(job: Job, supernet: Supernet) -> list[Evaluated]:
+    """The networks that teach the accuracy predictor, evaluated with weights that are still trained; not kept."""
+    chosen = [e.architecture for e in job.evaluations.of(INITIAL)]
+    results: dict[int, Evaluation] = {}
+    for index, result in job.workforce.pool.each(WithWeights(job.evaluator, supernet), chosen):
+        results[index] = result
+        job.progress.advance("evaluations", len(results), len(chosen))
+    return [Evaluated(a, results[i].accuracy, results[i].loss, INITIAL) for i, a in enumerate(chosen)]
+
+
+def _fronts(job: Job, seen: list[Evaluated]) -> list[Architecture]:
+    """The networks of all goals' predicted fronts, from those that were evaluated."""
+    return list(dict.fromkeys(a for goal in job.goals for a in _front(job, goal, seen)))
+
+
+def _front(job: Job, goal: Goal, seen: list[Evaluated]) -> list[Architecture]:
+    """The predicted front of a goal's objectives.
 
     Constraints are left out, so that runs with other budgets can share what is trained.
     """
@@ -85,7 +114,7 @@ def _front(job: Job, goal: Goal) -> list[Architecture]:
         seed=job.seed,
         candidates=job.focus.candidates,
         left=0,  # a front as predicted is enough to train near it
-        seen=job.evaluations.of(INITIAL),
+        seen=seen,
         left_out=NOTHING,  # it depends on the constraints, and what does not pay is on no front
         new_predictor=job.chosen_predictor,
         new_sampler=partial(job.sampler, job.seed),
@@ -94,3 +123,7 @@ def _front(job: Job, goal: Goal) -> list[Architecture]:
         on_progress=job.progress.advance,
     )
     return choose(Guided().search(round_), goal.objectives, job.focus.networks)
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")

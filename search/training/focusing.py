@@ -2,7 +2,8 @@
 
 A supernet trains all networks of its space alike, and a search then looks at few of them: those that are worth their latency
 on a device. AttentiveNAS (arXiv:2011.09011) and GreedyNAS (arXiv:2003.11236) train promising networks more often. Here fronts
-come from the predictors that guide the search, so that they are those of the user's devices and objectives.
+come from the predictors that guide the search, so that they are those of the user's devices and objectives. A front predicted with
+a supernet that was trained shortly is a poor one; so fronts are predicted anew while the supernet becomes better.
 """
 
 from __future__ import annotations
@@ -10,13 +11,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
+from search.training.distillation import Distillation
 from search.training.strategy import Losses, OnLabels, Step
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.space import Space
+from spaces.supernet import Supernet
 
 DRAWS = 200  # networks whose arithmetic tells what an epoch takes
 MACS_PER_TRAINING = 3  # forward, and backward to activations and weights
@@ -30,6 +34,7 @@ class FocusSettings:
         share: arithmetic, as a share of what training the supernet took; 0 leaves the supernet as it is.
         near: share of the steps that train networks like those of a front; the others train networks of all sizes.
         change: share of the choices of such a network that are drawn anew instead of taken from the front.
+        rounds: how often fronts are predicted, each time with the weights as they then are and for as many epochs.
         learning_rate: its peak.
         candidates: predicted to find each front.
         networks: of each front, spread along it.
@@ -41,6 +46,7 @@ class FocusSettings:
     share: float = 1.0
     near: float = 0.8
     change: float = 0.1
+    rounds: int = 3
     learning_rate: float = 0.01
     candidates: int = 2000
     networks: int = 64
@@ -54,7 +60,7 @@ class FocusSettings:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0.0 <= value <= 1.0:
                 raise UserError(f"focus.{name} is {value!r}; allowed are shares from 0 to 1")
-        for name in ("candidates", "networks"):
+        for name in ("rounds", "candidates", "networks"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise UserError(f"focus.{name} is {value!r}; allowed are integers from 1")
@@ -67,22 +73,54 @@ class NearFronts(OnLabels):
         fronts: networks worth training; at least one.
         near: share of the steps that train networks like these.
         change: see `FocusSettings`.
+
+    Attributes:
+        rounds: the fronts so far, the last of which are trained.
     """
 
     def __init__(self, fronts: Sequence[Architecture], near: float, change: float) -> None:
         super().__init__()
-        self.fronts, self.near, self.change = list(fronts), near, change
+        self.rounds, self.near, self.change = [list(fronts)], near, change
+
+    def prepare(self, supernet: Supernet, distillation: Distillation) -> None:
+        self._space = supernet.space
+
+    def renew(self, fronts: Sequence[Architecture]) -> None:
+        """Train networks like these from now on."""
+        self.rounds.append(list(fronts))
+
+    def get_extra_state(self) -> list[list[str]]:
+        return [[architecture.to_json() for architecture in fronts] for fronts in self.rounds]
+
+    def set_extra_state(self, state: Any) -> None:
+        """Go on with the fronts of a checkpoint.
+
+        Raises:
+            UserError: they are not networks of the space.
+        """
+        try:
+            self.rounds = [[self._space.architecture(Architecture.from_json(a)) for a in fronts] for fronts in state]
+            if not self.rounds or not self.rounds[-1]:
+                raise ValueError("no fronts")
+        except (TypeError, ValueError) as error:
+            raise UserError(f"the checkpoint of the stage focus is damaged ({error}); delete the run's folder focus") from error
 
     def draw(self, space: Space, rng: np.random.Generator) -> Architecture:
         """The network of a step."""
         if rng.uniform() >= self.near:
             return space.sample_spread(rng)
-        return space.sample_near(rng, self.fronts[int(rng.integers(len(self.fronts)))], self.change)
+        fronts = self.rounds[-1]
+        return space.sample_near(rng, fronts[int(rng.integers(len(fronts)))], self.change)
 
     def backward(self, step: Step) -> Losses:
         step.supernet.start_step(1, 1)  # masks and grids are those that ship, not those with which a training begins
         loss, _ = step.on_labels(self.draw(step.supernet.space, step.rng), smoothing=step.smoothing)
         return {"drawn": loss}
+
+
+def renewals(epochs: int, rounds: int) -> list[int]:
+    """The epochs after which fronts are predicted anew, in so many rounds of about the same length."""
+    return sorted({round(epochs * number / rounds) for number in range(1, rounds)} - {0, epochs})
 
 
 def focusing_epochs(space: Space, strategy: NearFronts, images: int, macs: float, seed: int) -> int:

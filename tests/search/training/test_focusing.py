@@ -15,9 +15,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from search.training.focusing import FocusSettings, NearFronts, focusing_epochs
+from search.training import Distillation
+from search.training.focusing import FocusSettings, NearFronts, focusing_epochs, renewals
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
+from spaces.supernet import Supernet
 
 Call = Callable[..., Any]
 Job = tuple[str, ...]
@@ -43,6 +45,30 @@ def test_what_may_be_spent_is_spent(small_space: MobileSpace) -> None:
     assert focusing_epochs(small_space, strategy, 100, 1.0, 0) == 1
 
 
+@pytest.mark.parametrize(("epochs", "rounds", "after"), [(48, 3, [16, 32]), (5, 1, []), (3, 3, [1, 2]), (2, 5, [1]), (1, 3, [])])
+def test_fronts_are_predicted_anew_between_rounds_of_the_same_length(epochs: int, rounds: int, after: list[int]) -> None:
+    assert renewals(epochs, rounds) == after
+
+
+def test_the_fronts_of_a_checkpoint_are_trained_further(small_space: MobileSpace) -> None:
+    first, second = [small_space.smallest()], [small_space.graded(0.5), small_space.largest()]
+    before, after = NearFronts(first, 1.0, 0.0), NearFronts(first, 1.0, 0.0)
+    for strategy in (before, after):
+        strategy.prepare(Supernet(small_space), Distillation())
+    before.renew(second)
+    assert {before.draw(small_space, np.random.default_rng(i)) for i in range(20)} == set(second)
+    after.load_state_dict(before.state_dict())
+    assert after.rounds == [first, second]
+
+
+@pytest.mark.parametrize("state", [None, [], [[]], [["no JSON"]], [['{"depth": 99}']], [[1]], 3])
+def test_fronts_of_a_checkpoint_that_are_none(small_space: MobileSpace, state: object) -> None:
+    strategy = NearFronts([small_space.smallest()], 1.0, 0.0)
+    strategy.prepare(Supernet(small_space), Distillation())
+    with pytest.raises(UserError):
+        strategy.load_state_dict({"_extra_state": state})
+
+
 @pytest.mark.parametrize(
     "values",
     [
@@ -51,6 +77,7 @@ def test_what_may_be_spent_is_spent(small_space: MobileSpace) -> None:
         {"learning_rate": -1},
         {"near": 1.5},
         {"change": "some"},
+        {"rounds": 0},
         {"candidates": 0},
         {"networks": 1.5},
     ],
@@ -69,7 +96,7 @@ def test_the_stage_focuses_and_the_study_searches_what_it_made(call: Call, finis
     assert call(tmp_path, "run=run", *settings, kill_before=["focus/last.ckpt", 2]).status == -signal.SIGKILL
     ended = call(tmp_path, "run=run", *settings)
     assert ended.status == 0, ended.err
-    assert "epochs near" in ended.out
+    assert "epochs near the fronts of x86, predicted 3 times" in ended.out
     assert call(tmp_path, "run=whole", *settings).status == 0
     ours, theirs = (load_file(folder / "focus" / "supernet.safetensors") for folder in (run, whole))
     assert all(torch.equal(value, theirs[name]) for name, value in ours.items())
@@ -85,7 +112,8 @@ def test_the_stage_focuses_and_the_study_searches_what_it_made(call: Call, finis
     assert summary["fingerprints"]["focus"]
     before = json.loads((finished / "summary.json").read_text())
     assert summary["supernet"]["macs"] == before["supernet"]["macs"] + facts["macs"]
-    assert "near the fronts" in (run / "report.html").read_text()
+    assert len(facts["fronts"]) == 3
+    assert "predicted for x86, 3 times" in (run / "report.html").read_text()
     assert all(winner["verified"] for winner in summary["winners"])
 
     again = call(tmp_path, "run=run", *settings)
