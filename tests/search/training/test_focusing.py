@@ -45,7 +45,9 @@ def test_what_may_be_spent_is_spent(small_space: MobileSpace) -> None:
     assert focusing_epochs(small_space, strategy, 100, 1.0, 0) == 1
 
 
-@pytest.mark.parametrize(("epochs", "rounds", "after"), [(48, 3, [16, 32]), (5, 1, []), (3, 3, [1, 2]), (2, 5, [1]), (1, 3, [])])
+@pytest.mark.parametrize(
+    ("epochs", "rounds", "after"), [(48, 3, [16, 32]), (5, 1, []), (3, 3, [1, 2]), (2, 5, [1]), (1, 3, [])]
+)
 def test_fronts_are_predicted_anew_between_rounds_of_the_same_length(epochs: int, rounds: int, after: list[int]) -> None:
     assert renewals(epochs, rounds) == after
 
