@@ -2,8 +2,8 @@
 
 A supernet trains all networks of its space alike, and a search then looks at few of them: those that are worth their latency
 on a device. AttentiveNAS (arXiv:2011.09011) and GreedyNAS (arXiv:2003.11236) train promising networks more often. Here fronts
-come from the predictors that guide the search, so that they are those of the user's devices and objectives. A front predicted with
-a supernet that was trained shortly is a poor one; so fronts are predicted anew while the supernet becomes better.
+come from the predictors that guide the search, so that they are those of the user's devices and objectives. What is predicted
+with a supernet that was trained shortly is a poor front; so fronts are predicted anew while the supernet becomes better.
 """
 
 from __future__ import annotations
