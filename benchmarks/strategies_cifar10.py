@@ -12,7 +12,7 @@ JSON with the figures of every strategy on the last line.
 Every training strategy trains a supernet of its own for as many epochs as take the arithmetic of `epochs` of the plain sandwich
 rule (`bignas`); multiply-accumulates are counted, not seconds. It is searched by `python -m search` with as many evaluations as
 take the arithmetic of the gradient strategies, which search in the default strategy's supernet, as search strategies do.
-`focused` is the default: half of the arithmetic for single paths, half for the stage `focus`. `uniform_int8` is the
+`focused` is the default: a quarter of the arithmetic for single paths, the rest for the stage `focus`. `uniform_int8` is the
 same in a space of dense int8 networks; its front and the default's are also finished.
 `strategies_bench.py` has the settings, `strategies_phases.py` what strategies are judged by, `strategies_report.py` how it is
 shown. Each phase is a process of its own, so its memory is known.

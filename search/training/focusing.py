@@ -43,7 +43,7 @@ class FocusSettings:
         UserError: a value that is not allowed.
     """
 
-    share: float = 1.0
+    share: float = 3.0
     near: float = 0.8
     change: float = 0.1
     rounds: int = 3
