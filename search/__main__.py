@@ -97,7 +97,7 @@ def search(config: DictConfig, overrides: list[str], recorder: SweepRecorder | N
     home = Path("runs") if recorder is None else Path(str(config.sweep))
     path = given if given is not None else home / default_name(config, settings)
     with StageProgress(console) as progress, ExitStack() as held:
-        worker_command = (*kept_overrides(overrides), f"run={path}", "stages=[supernet]", *own_processes(overrides))
+        worker_command = (*kept_overrides(overrides), f"run={path}", *own_processes(overrides))
         job = build_job(config, settings, path, progress, processes, worker_command)
         for name in ("relax", "finish"):
             if name in stages and not job.space.shares_weights:
@@ -170,9 +170,9 @@ def do_stage(job: Job, stage: Stage, shared: SharedStages | None) -> None:
 
 def join_training(job: Job, stages: set[str]) -> None:
     """What every process but the first does: train, where there is something to train."""
-    stage = next(stage for stage in STAGES if stage.name == "supernet")
-    if stage.name in stages and not job.run.finished(stage.name, job.fingerprint(stage.name), stage.made_by(job)):
-        stage.action(job)
+    for stage in STAGES:
+        if stage.joins is not None and stage.name in stages and stage.joins(job):
+            stage.action(job)
 
 
 # -- configuration ------------------------------------------------------------------------------------------------------------

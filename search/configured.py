@@ -53,7 +53,7 @@ class Configured:
         strategy: makes what searches.
         study: how the search goes.
         processes: on what the supernet is trained.
-        worker_command: arguments of `python -m search` with which further processes join the training.
+        worker_command: arguments of `python -m search`, but for the stage, with which further processes join a training.
         focus: how the supernet is focused, where it is.
         finish: how winners are finished, where they are.
         relaxation: how a gradient search goes, where there is one.

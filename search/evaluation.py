@@ -56,7 +56,7 @@ class Evaluator:
 
     def plain(self, weights: Weights, architecture: Architecture) -> PlainNetwork:
         """The network as it would ship: extracted, calibrated, in evaluation mode, batch norm folded."""
-        network = weights.extract(architecture)
+        network = weights.extract(architecture).cpu()  # where the images are, wherever the weights are trained
         if network.training:
             network.recalibrate(self.calibration)
         network.fold()

@@ -42,6 +42,7 @@ FINISHED_FOLDER = "finished"
 RELAXED_FOLDER = "relaxed"
 FOCUS_FOLDER = "focus"
 FOCUSED_FILE = f"{FOCUS_FOLDER}/supernet.safetensors"
+FRONTS_FILE = f"{FOCUS_FOLDER}/fronts.json"
 FOCUSED_EVALUATIONS_FILE = f"{FOCUS_FOLDER}/evaluations.parquet"
 ALONE_FOLDER = "supernet/alone"
 

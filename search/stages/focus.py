@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
+import time
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from safetensors.torch import save
 
 from search.evaluation import Evaluation
 from search.evaluations import INITIAL, Evaluated
 from search.fronts import choose
-from search.job import FOCUS_FOLDER, FOCUSED_FILE, Job
+from search.job import FOCUS_FOLDER, FOCUSED_FILE, FRONTS_FILE, Job
 from search.left_out import NOTHING
 from search.objectives import Goal
 from search.run import Facts
@@ -23,11 +26,14 @@ from search.study import no_scores
 from search.training import Distillation, SupernetTraining, train
 from search.training.focusing import NearFronts, focusing_epochs, renewals
 from search.training.module import Point
+from search.training.parallel import JOIN_FROM_OUTSIDE, text_of_the_first
 from search.workers import WithWeights
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.files import write_atomically
 from spaces.supernet import Supernet
+
+LOOK_EVERY_S = 0.5  # at what the first process has done
 
 
 def focus_supernet(job: Job) -> Facts:
@@ -43,15 +49,15 @@ def focus_supernet(job: Job) -> Facts:
         raise UserError(
             "the supernet was trained by an earlier version, its cost is unknown; train it again: stages=[supernet]"
         )
-    evaluate_first(job)
     settings = job.focus
-    strategy = NearFronts(_fronts(job, job.evaluations.of(INITIAL)), settings.near, settings.change)
+    strategy = NearFronts(_first_fronts(job), settings.near, settings.change)
     epochs = focusing_epochs(job.space, strategy, job.train_images, settings.share * macs, job.seed)
     supernet = copy.deepcopy(job.supernet)
 
     def on_epoch(done: int, curve: list[Point]) -> None:
         if done in renewals(epochs, settings.rounds):
-            strategy.renew(_fronts(job, _evaluated_anew(job, training.result)))
+            found = text_of_the_first(lambda: _text(_fronts(job, _evaluated_anew(job, training.result))))
+            strategy.renew(_architectures(job, found))
         job.progress.advance("epochs near the fronts", done, epochs)
 
     training: SupernetTraining = job.training(
@@ -66,7 +72,10 @@ def focus_supernet(job: Job) -> Facts:
         curve_points=1,
         on_epoch=on_epoch,
     )
-    train(training, job.ready_data, job.path(FOCUS_FOLDER))
+    with job.processes.started((*job.worker_command, "stages=[focus]")):
+        train(training, job.ready_data, job.path(FOCUS_FOLDER), job.processes)
+    if job.processes.rank > 0:
+        return {}
     weights = save({name: value.contiguous() for name, value in supernet.state_dict().items()})
     write_atomically(job.path(FOCUSED_FILE), weights)
     job.workforce.renew()
@@ -79,11 +88,68 @@ def focus_supernet(job: Job) -> Facts:
     return {
         "epochs": epochs,
         "macs": training.macs_done,
+        "processes": job.processes.count,
         "devices": devices,
         "fronts": fronts,
         "files": [FOCUSED_FILE],
         "output": hashlib.sha256(weights).hexdigest()[:16],
     }
+
+
+def to_focus(job: Job) -> bool:
+    """Wait until the first process has predicted fronts; whether there is something to train for the others.
+
+    Raises:
+        UserError: it does not get there.
+    """
+    end = time.monotonic() + JOIN_FROM_OUTSIDE.total_seconds()
+    while time.monotonic() < end:
+        job.run.reload()
+        if _ready(job):
+            fingerprint = job.fingerprint("focus")
+            if job.run.finished("focus", fingerprint, job.run.facts("focus").get("files", [])):
+                return False
+            if _told(job).get("key") == fingerprint:
+                return True
+        time.sleep(LOOK_EVERY_S)
+    raise UserError(f"the first process did not predict fronts in {JOIN_FROM_OUTSIDE.total_seconds() / 3600:g} hours")
+
+
+def _ready(job: Job) -> bool:
+    """Whether the stages before are done with the present settings."""
+    try:
+        return all(job.run.finished(name, job.fingerprint(name), ()) for name in ("tables", "supernet", "predictors"))
+    except UserError:  # a fingerprint depends on what is not there yet
+        return False
+
+
+def _first_fronts(job: Job) -> list[Architecture]:
+    """Fronts predicted with the supernet as it was trained; the first process predicts them and tells the others."""
+    if job.processes.rank > 0:
+        return _architectures(job, json.dumps(_told(job).get("fronts")))
+    evaluate_first(job)
+    fronts = _fronts(job, job.evaluations.of(INITIAL))
+    if job.processes.count > 1:
+        told = {"key": job.fingerprint("focus"), "fronts": json.loads(_text(fronts))}
+        write_atomically(job.path(FRONTS_FILE), json.dumps(told))
+    return fronts
+
+
+def _told(job: Job) -> dict[str, Any]:
+    """What the first process told the others; empty where it has told nothing."""
+    try:
+        told = json.loads(job.path(FRONTS_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _text(fronts: list[Architecture]) -> str:
+    return json.dumps([dict(architecture) for architecture in fronts])
+
+
+def _architectures(job: Job, text: str) -> list[Architecture]:
+    return [job.space.architecture(values) for values in json.loads(text)]
 
 
 def _evaluated_anew(job: Job, supernet: Supernet) -> list[Evaluated]:

@@ -42,7 +42,7 @@ def train_supernet(job: Job) -> Facts:
         job.progress.advance("epochs", done, training.epochs)
 
     training: SupernetTraining = job.training(supernet=supernet, seed=job.seed, evaluator=evaluator, on_epoch=on_epoch)
-    with job.processes.started(job.worker_command):
+    with job.processes.started((*job.worker_command, "stages=[supernet]")):
         train(training, job.ready_data, job.path("supernet"), job.processes)
     if job.processes.rank > 0:
         return {}
@@ -57,6 +57,11 @@ def train_supernet(job: Job) -> Facts:
     facts = {"epochs": training.epochs, "steps": training.steps, "curve": training.curve, "macs": training.macs_done}
     facts |= {"processes": job.processes.count, "files": [SUPERNET_FILE]}
     return {**facts, "output": output}
+
+
+def to_train(job: Job) -> bool:
+    """Whether there is a supernet to train, for the processes that train it with the first one."""
+    return not job.run.finished("supernet", job.fingerprint("supernet"), [SUPERNET_FILE] if job.space.shares_weights else [])
 
 
 def fit_predictors(job: Job) -> Facts:

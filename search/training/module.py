@@ -162,7 +162,8 @@ class SupernetTraining(Training):
                     backward=self.manual_backward,
                 )
             )
-        average_gradients(self.parameters())
+        if self._processes > 1:
+            average_gradients(self.parameters())
         self.supernet.before_step()
         optimizer.step()
         self.supernet.after_step()
@@ -181,7 +182,7 @@ class SupernetTraining(Training):
         means = {}
         for name in names:
             own = torch.stack([losses[name] for losses in self._losses if name in losses]).mean().item()
-            means[name] = mean_over_processes(own)
+            means[name] = mean_over_processes(own) if self._processes > 1 else own
         done = self.current_epoch + 1
         if not np.isfinite(list(means.values())).all():
             raise UserError(self._diverged(", ".join(f"{value} ({name} network)" for name, value in means.items())))

@@ -3,7 +3,7 @@
 Every process trains the same sampled networks on its own share of each batch. A step has several backward passes, each through
 another part of the weights, so gradients are averaged once at its end instead of in every pass as
 `torch.nn.parallel.DistributedDataParallel` does. On one machine the process that was started first starts the others
-(`python -m search` with the same run and the stage `supernet` alone); under `srun` or `torchrun` they are there already.
+(`python -m search` with the same run and that stage alone); under `srun` or `torchrun` they are there already.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -33,7 +33,7 @@ OWN_GROUP = "netwright"  # names the group of processes that the first one start
 
 @dataclass(frozen=True)
 class Processes:
-    """On what the supernet is trained.
+    """On what the supernet is trained, and focused.
 
     Args:
         accelerator: Lightning's, `cpu` or `gpu`.
@@ -173,6 +173,23 @@ def mean_over_processes(value: float) -> float:
     """The mean of a figure over all processes."""
     if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
         return value
-    total = torch.tensor(value, dtype=torch.float64)
+    total = torch.tensor(value, dtype=torch.float64, device=_device())
     torch.distributed.all_reduce(total)
     return total.item() / torch.distributed.get_world_size()
+
+
+def text_of_the_first(make: Callable[[], str]) -> str:
+    """A text that the first process makes while the others wait, on all of them."""
+    if not torch.distributed.is_initialized() or torch.distributed.get_world_size() == 1:
+        return make()
+    content = make().encode() if torch.distributed.get_rank() == 0 else b""
+    size = torch.tensor(len(content), device=_device())
+    torch.distributed.broadcast(size, 0)
+    values = torch.frombuffer(bytearray(content or bytes(int(size))), dtype=torch.uint8).to(_device())
+    torch.distributed.broadcast(values, 0)
+    return bytes(values.tolist()).decode()
+
+
+def _device() -> torch.device:
+    """Where tensors have to be for the group's reductions."""
+    return torch.device("cuda" if torch.distributed.get_backend() == "nccl" else "cpu")

@@ -182,9 +182,11 @@ def test_dask_workers_of_slurm(cluster: slurm.Cluster, tmp_path: Path) -> None:
         head.communicate()  # its input ends, and with it the jobs
 
 
-def test_srun_trains_one_supernet_with_two_processes(cluster: slurm.Cluster, tiny_job: Job, tmp_path: Path) -> None:
+def test_srun_trains_and_focuses_one_supernet_with_two_processes(cluster: slurm.Cluster, tiny_job: Job, tmp_path: Path) -> None:
+    focused = ("stages=[space,tables,supernet,predictors,focus,study]", "focus.share=1", "focus.candidates=40")
+
     def srun(tasks: str) -> subprocess.CompletedProcess[str]:
-        job = [sys.executable, "-m", "search", *tiny_job, "run=run", "trainer.devices=2", "stages=[space,tables,supernet]"]
+        job = [sys.executable, "-m", "search", *tiny_job, "run=run", "trainer.devices=2", *focused]
         arguments = ["srun", "--overcommit", "--nodes=1", tasks, "--partition=debug", *job]
         own = {**cluster.environment, **environment()}
         return subprocess.run(arguments, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=PATIENCE_S)
@@ -195,6 +197,6 @@ def test_srun_trains_one_supernet_with_two_processes(cluster: slurm.Cluster, tin
     assert not (tmp_path / "run").exists()
     ended = srun("--ntasks-per-node=2")
     assert ended.returncode == 0, ended.stderr
-    record = json.loads((tmp_path / "run" / "stages.json").read_text())["supernet"]
-    assert record["done"]
-    assert record["facts"]["processes"] == 2
+    records = json.loads((tmp_path / "run" / "stages.json").read_text())
+    assert records["study"]["done"]
+    assert [records[stage]["facts"]["processes"] for stage in ("supernet", "focus")] == [2, 2]

@@ -83,17 +83,19 @@ def test_it_resumes_on_another_number_of_processes(folders: tuple[Path, Path], t
         assert ours["largest_loss"] == pytest.approx(theirs["largest_loss"], abs=LOSS_TOLERANCE)
 
 
-def test_the_command_line_starts_the_others(tmp_path: Path, tiny_arguments: tuple[str, ...]) -> None:
-    command = [sys.executable, "-m", "search", *tiny_arguments, f"run={tmp_path / 'run'}", "stages=[space,supernet]"]
+def test_the_command_line_starts_the_others(tmp_path: Path, tiny_job: tuple[str, ...]) -> None:
+    stages = ("stages=[space,tables,supernet,predictors,focus]", "focus.share=1", "focus.candidates=40")
+    command = [sys.executable, "-m", "search", *tiny_job, f"run={tmp_path / 'run'}", *stages]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         [*command, "trainer.devices=2"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stderr == ""
-    facts = json.loads((tmp_path / "run" / "stages.json").read_text())["supernet"]["facts"]
-    assert facts["processes"] == 2
-    assert (tmp_path / "run" / "supernet" / "supernet.safetensors").exists()
+    records = json.loads((tmp_path / "run" / "stages.json").read_text())
+    assert [records[stage]["facts"]["processes"] for stage in ("supernet", "focus")] == [2, 2]
+    assert len(records["focus"]["facts"]["fronts"]) == 3  # predicted by the first process, between epochs too
+    assert (tmp_path / "run" / "focus" / "supernet.safetensors").exists()
     assert "trainer" not in (tmp_path / "run" / "overrides.json").read_text()
 
 
