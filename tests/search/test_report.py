@@ -145,6 +145,14 @@ def test_heading_counts_winners_and_names_speedups_and_error(text: str) -> None:
     assert failed["failures"][0] in text
 
 
+def test_a_verified_winner_that_is_off_its_prediction_is_not_called_unverified(tmp_path: Path) -> None:
+    off = {**EXAMPLE["winners"][0], "verified": True, "failures": ["latency 13.1 us: predicted 14.7 us (+12.0%), tolerance 10%"]}
+    write_report(example(winners=[off]), tmp_path / "report.html")
+    text = Page((tmp_path / "report.html").read_text()).text
+    assert f"Winner {off['rank']} is off its prediction: latency 13.1 us" in text
+    assert "is not verified" not in text
+
+
 def test_latency_is_told_with_device_runtime_threads_batch_and_statistic(text: str) -> None:
     sections = Page(text).text.split("Every latency here: ")[1:]
     assert len(sections) >= 4
