@@ -281,7 +281,8 @@ def beaten(cards: Sequence[Mapping[str, Any]], baselines: Sequence[Mapping[str, 
         speedups = []
         members = [b for b in baselines if b["family"] == family]
         for baseline in members:
-            rivals = [c["measured_us"] for c in cards if _comparable(c) >= baseline["accuracy_runtime"]]
+            others = [c for c in cards if c["architecture"] != baseline["architecture"]]  # no network is faster than itself
+            rivals = [c["measured_us"] for c in others if _comparable(c) >= baseline["accuracy_runtime"]]
             speedups.append(baseline["measured_us"] / min(rivals) if rivals else 0.0)
         won = [s for s in speedups if s > 1.0]
         families[family] = {

@@ -146,7 +146,11 @@ def test_heading_counts_winners_and_names_speedups_and_error(text: str) -> None:
 
 
 def test_a_verified_winner_that_is_off_its_prediction_is_not_called_unverified(tmp_path: Path) -> None:
-    off = {**EXAMPLE["winners"][0], "verified": True, "failures": ["latency 13.1 us: predicted 14.7 us (+12.0%), tolerance 10%"]}
+    off = {
+        **EXAMPLE["winners"][0],
+        "verified": True,
+        "failures": ["latency 13.1 us: predicted 14.7 us (+12.0%), tolerance 10%"],
+    }
     write_report(example(winners=[off]), tmp_path / "report.html")
     text = Page((tmp_path / "report.html").read_text()).text
     assert f"Winner {off['rank']} is off its prediction: latency 13.1 us" in text

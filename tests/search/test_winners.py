@@ -85,15 +85,17 @@ def test_baselines_are_each_there_once_by_family(small_space: MobileSpace) -> No
 
 
 def test_beaten_by_hand() -> None:
-    def card(accuracy: float, us: float, family: str = "") -> dict[str, Any]:
-        return {"accuracy_runtime": accuracy, "measured_us": us, "family": family}
+    def card(accuracy: float, us: float, family: str = "", width: int = 8) -> dict[str, Any]:
+        return {"accuracy_runtime": accuracy, "measured_us": us, "family": family, "architecture": {"width": width}}
 
-    cards = [card(0.8, 10.0), card(0.9, 20.0)]
+    cards = [card(0.8, 10.0, width=16), card(0.9, 20.0, width=32)]
     baselines = [card(0.9, 40.0, "a"), card(0.8, 15.0, "a"), card(0.95, 99.0, "a"), card(0.7, 5.0, "b")]
     families = beaten(cards, baselines)
     assert families["a"] == {"networks": 3, "beaten": 2, "median_speedup": 1.75, "best_speedup": 2.0}
     assert families["b"] == {"networks": 1, "beaten": 0, "median_speedup": None, "best_speedup": None}
     assert beaten([], baselines)["a"]["beaten"] == 0
+    itself = card(0.9, 20.1, "c", width=32)  # one network, timed twice
+    assert beaten(cards, [itself])["c"] == {"networks": 1, "beaten": 0, "median_speedup": None, "best_speedup": None}
 
 
 # -- exporting ----------------------------------------------------------------------------------------------------------------
