@@ -84,7 +84,7 @@ def export_device(job: Job, device: Device, chosen: list[Architecture], random_f
     won = [
         {"rank": row[3], "path": f"{row[0]}/{file}", **card} for row, card in zip(rows, cards, strict=True) if row[1] is None
     ]
-    names = ("accuracy_runtime", "measured_us", "spread_us", "bytes", "verified")
+    names = ("architecture", "accuracy_runtime", "measured_us", "spread_us", "bytes", "verified")
     baselines = [
         {"name": row[1], "family": row[2], "of_winner": row[3], "path": f"{row[0]}/{file}", **{k: card[k] for k in names}}
         for row, card in zip(rows, cards, strict=True)
