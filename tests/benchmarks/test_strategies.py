@@ -51,7 +51,7 @@ def arguments(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
             Image.fromarray((pixels * 15).astype(np.uint8)).save(file, format="PNG")
             rows.append({"image": {"bytes": file.getvalue(), "path": None}, "label": int(label)})
         pq.write_table(pa.Table.from_pylist(rows), folder / f"{part}.parquet")
-    settings = ["rows=null", "test_images=100", "epochs=2", "networks=4", "members=[0.1]", "timed=3", "threads=1"]
+    settings = ["rows=null", "test_images=100", "epochs=4", "networks=4", "members=[0.1]", "timed=3", "threads=1"]
     return [f"data={folder}", f"work={folder / 'work'}", "setting=quick", *settings, f"search={json.dumps(SMALL)}"]
 
 
@@ -67,7 +67,7 @@ def test_training_strategies_get_equal_arithmetic(bench: Bench) -> None:
     assert max(macs.values()) / min(macs.values()) < 1.05
     total = bench.alone_epochs("equal", 0.05) * 3 * bench.plan["macs"]["networks"]
     supernet = bench.epochs * bench.plan["macs_per_image"]["bignas"] * 1.2
-    assert abs(total - supernet) <= 0.5 * 3 * bench.plan["macs"]["networks"] or bench.alone_epochs("equal", 0.05) == 1
+    assert 0 <= total - supernet < 3 * bench.plan["macs"]["networks"]  # whole epochs, at least as much
 
 
 def test_networks_trained_alone_are_the_same_every_time_and_spread_over_sizes(bench: Bench) -> None:
@@ -102,7 +102,7 @@ def test_phases_give_the_figures_and_the_picture(bench: Bench, tmp_path: Path) -
     row = result["strategies"]["focused"]
     assert {"tau", "gap_points", "gap_finished_points", "hypervolume", "accuracy_at_budget", "train_s"} <= row.keys()
     assert 0.0 <= row["hypervolume"] < 1.0
-    assert row["train_macs"] == pytest.approx(2 * job.train_images * bench.plan["macs_per_image"]["bignas"], rel=0.3)
+    assert row["train_macs"] == pytest.approx(bench.epochs * job.train_images * bench.plan["macs_per_image"]["bignas"], rel=0.3)
     text = (tmp_path / "strategies.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("\nafter\n")
