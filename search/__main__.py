@@ -171,8 +171,10 @@ def do_stage(job: Job, stage: Stage, shared: SharedStages | None) -> None:
 def join_training(job: Job, stages: set[str]) -> None:
     """What every process but the first does: train, where there is something to train."""
     for stage in STAGES:
-        if stage.joins is not None and stage.name in stages and stage.joins(job):
-            stage.action(job)
+        if stage.joins is not None and stage.name in stages:
+            stage.joins(job)
+            if not job.run.finished(stage.name, job.fingerprint(stage.name), stage.made_by(job)):
+                stage.action(job)
 
 
 # -- configuration ------------------------------------------------------------------------------------------------------------

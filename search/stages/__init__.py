@@ -10,8 +10,8 @@ from search.run import Facts
 from search.stages.deliver import export_winners, report_run
 from search.stages.find import STRATEGY_FOLDER, search_study
 from search.stages.finish import finish_winners
-from search.stages.focus import focus_supernet, to_focus
-from search.stages.learn import fit_predictors, to_train, train_supernet
+from search.stages.focus import focus_supernet, wait_for_fronts
+from search.stages.learn import fit_predictors, train_supernet
 from search.stages.measure import describe_space, measure_tables, print_choices
 from search.stages.relax import relax_choices
 from search.summary import SUMMARY_FILE
@@ -32,7 +32,7 @@ class Stage:
         always: it is never skipped.
         shared: files to hand to other runs that need the same stage; empty where stages are not shared.
         unfinished: files from which it goes on after it was interrupted.
-        joins: of one that several processes do, what the others wait for; whether there is something to do.
+        joins: of one that several processes do; waits until those that are not the first can join.
     """
 
     name: str
@@ -42,7 +42,7 @@ class Stage:
     always: bool = False
     shared: tuple[str, ...] = ()
     unfinished: tuple[str, ...] = ()
-    joins: Callable[[Job], bool] | None = None
+    joins: Callable[[Job], None] | None = None
 
     def made_by(self, job: Job) -> list[str]:
         """What the stage makes in a job, a file per device where it says `DEVICE`, and what it said it made."""
@@ -73,7 +73,7 @@ STAGES = (
         ("supernet",),
         shared=(SUPERNET_FILE,),
         unfinished=(f"supernet/{CHECKPOINT}",),
-        joins=to_train,
+        joins=lambda job: None,
     ),
     Stage(
         "predictors",
@@ -89,7 +89,7 @@ STAGES = (
         (FOCUS_FOLDER,),
         shared=(FOCUSED_FILE,),
         unfinished=(f"{FOCUS_FOLDER}/{CHECKPOINT}",),
-        joins=to_focus,
+        joins=wait_for_fronts,
     ),
     Stage("relax", relax_choices, (RELAXED_FOLDER,), ()),
     Stage("study", search_study, (*STUDY_FILES, STRATEGY_FOLDER), STUDY_FILES),

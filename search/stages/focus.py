@@ -24,7 +24,7 @@ from search.strategies.guided import Guided
 from search.strategies.strategy import Round
 from search.study import no_scores
 from search.training import Distillation, SupernetTraining, train
-from search.training.focusing import NearFronts, focusing_epochs, renewals
+from search.training.focusing import NearFronts, architectures, focusing_epochs, renewals, texts
 from search.training.module import Point
 from search.training.parallel import JOIN_FROM_OUTSIDE, text_of_the_first
 from search.workers import WithWeights
@@ -56,8 +56,8 @@ def focus_supernet(job: Job) -> Facts:
 
     def on_epoch(done: int, curve: list[Point]) -> None:
         if done in renewals(epochs, settings.rounds):
-            found = text_of_the_first(lambda: _text(_fronts(job, _evaluated_anew(job, training.result))))
-            strategy.renew(_architectures(job, found))
+            found = text_of_the_first(lambda: json.dumps(texts(_fronts(job, _evaluated_anew(job, training.result)))))
+            strategy.renew(architectures(job.space, json.loads(found)))
         job.progress.advance("epochs near the fronts", done, epochs)
 
     training: SupernetTraining = job.training(
@@ -96,8 +96,8 @@ def focus_supernet(job: Job) -> Facts:
     }
 
 
-def to_focus(job: Job) -> bool:
-    """Wait until the first process has predicted fronts; whether there is something to train for the others.
+def wait_for_fronts(job: Job) -> None:
+    """Wait until the first process has predicted fronts to train near, or the stage is done.
 
     Raises:
         UserError: it does not get there.
@@ -107,10 +107,9 @@ def to_focus(job: Job) -> bool:
         job.run.reload()
         if _ready(job):
             fingerprint = job.fingerprint("focus")
-            if job.run.finished("focus", fingerprint, job.run.facts("focus").get("files", [])):
-                return False
-            if _told(job).get("key") == fingerprint:
-                return True
+            done = job.run.finished("focus", fingerprint, job.run.facts("focus").get("files", []))
+            if done or _told(job).get("key") == fingerprint:
+                return
         time.sleep(LOOK_EVERY_S)
     raise UserError(f"the first process did not predict fronts in {JOIN_FROM_OUTSIDE.total_seconds() / 3600:g} hours")
 
@@ -126,11 +125,11 @@ def _ready(job: Job) -> bool:
 def _first_fronts(job: Job) -> list[Architecture]:
     """Fronts predicted with the supernet as it was trained; the first process predicts them and tells the others."""
     if job.processes.rank > 0:
-        return _architectures(job, json.dumps(_told(job).get("fronts")))
+        return architectures(job.space, _told(job)["fronts"])
     evaluate_first(job)
     fronts = _fronts(job, job.evaluations.of(INITIAL))
     if job.processes.count > 1:
-        told = {"key": job.fingerprint("focus"), "fronts": json.loads(_text(fronts))}
+        told = {"key": job.fingerprint("focus"), "fronts": texts(fronts)}
         write_atomically(job.path(FRONTS_FILE), json.dumps(told))
     return fronts
 
@@ -142,14 +141,6 @@ def _told(job: Job) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
-
-
-def _text(fronts: list[Architecture]) -> str:
-    return json.dumps([dict(architecture) for architecture in fronts])
-
-
-def _architectures(job: Job, text: str) -> list[Architecture]:
-    return [job.space.architecture(values) for values in json.loads(text)]
 
 
 def _evaluated_anew(job: Job, supernet: Supernet) -> list[Evaluated]:

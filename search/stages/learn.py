@@ -59,11 +59,6 @@ def train_supernet(job: Job) -> Facts:
     return {**facts, "output": output}
 
 
-def to_train(job: Job) -> bool:
-    """Whether there is a supernet to train, for the processes that train it with the first one."""
-    return not job.run.finished("supernet", job.fingerprint("supernet"), [SUPERNET_FILE] if job.space.shares_weights else [])
-
-
 def fit_predictors(job: Job) -> Facts:
     """Evaluate the first networks; fit and test the predictors."""
     evaluate_first(job)

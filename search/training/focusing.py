@@ -90,7 +90,7 @@ class NearFronts(OnLabels):
         self.rounds.append(list(fronts))
 
     def get_extra_state(self) -> list[list[str]]:
-        return [[architecture.to_json() for architecture in fronts] for fronts in self.rounds]
+        return [texts(fronts) for fronts in self.rounds]
 
     def set_extra_state(self, state: Any) -> None:
         """Go on with the fronts of a checkpoint.
@@ -99,7 +99,7 @@ class NearFronts(OnLabels):
             UserError: they are not networks of the space.
         """
         try:
-            self.rounds = [[self._space.architecture(Architecture.from_json(a)) for a in fronts] for fronts in state]
+            self.rounds = [architectures(self._space, fronts) for fronts in state]
             if not self.rounds or not self.rounds[-1]:
                 raise ValueError("no fronts")
         except (TypeError, ValueError) as error:
@@ -116,6 +116,20 @@ class NearFronts(OnLabels):
         step.supernet.start_step(1, 1)  # masks and grids are those that ship, not those with which a training begins
         loss, _ = step.on_labels(self.draw(step.supernet.space, step.rng), smoothing=step.smoothing)
         return {"drawn": loss}
+
+
+def texts(fronts: Sequence[Architecture]) -> list[str]:
+    """Networks as what files and other processes can take."""
+    return [architecture.to_json() for architecture in fronts]
+
+
+def architectures(space: Space, found: Sequence[str]) -> list[Architecture]:
+    """The inverse of `texts`.
+
+    Raises:
+        ValueError: they are not networks of the space.
+    """
+    return [space.architecture(Architecture.from_json(text)) for text in found]
 
 
 def renewals(epochs: int, rounds: int) -> list[int]:
