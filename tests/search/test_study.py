@@ -1,4 +1,4 @@
-"""The search loop: choosing, fronts, rounds, and what it says when nothing is feasible."""
+"""The search loop: rounds, and what it says when nothing is feasible."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ from latency_lut.table import LatencyTable
 from predictors.accuracy import Ridge
 from predictors.latency import LatencyPredictor
 from predictors.size import model_bytes
-from search.candidates import Candidate
 from search.evaluation import Evaluation
 from search.evaluations import INITIAL, RANDOM, Evaluated, Evaluations
-from search.fronts import choose, evaluated_front, nearest_miss, nondominated
+from search.fronts import evaluated_front, nondominated
 from search.left_out import NOTHING, LeftOut
 from search.objectives import Constraint, Goal, goals_of, parse_constraint, parse_objectives
 from search.predicted import PredictedValues
@@ -31,75 +30,6 @@ from tests.search.interrupted import interrupted
 Measure = Callable[[Architecture], Evaluation]
 
 OBJECTIVES = parse_objectives(["accuracy", "size"], ["x86"])
-
-
-def candidate(index: int, accuracy: float, size: float, violation: float = 0.0) -> Candidate:
-    return Candidate(Architecture({"index": index}), {"accuracy": accuracy, "size": size}, violation)
-
-
-POINTS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(-1, 3)), max_size=30)
-
-
-def candidates_of(points: list[tuple[int, int, int]]) -> list[Candidate]:
-    return [candidate(i, a / 8, float(s), float(v)) for i, (a, s, v) in enumerate(points)]
-
-
-def dominates(a: Candidate, b: Candidate) -> bool:
-    x, y = ((-c.values["accuracy"], c.values["size"]) for c in (a, b))
-    return all(p <= q for p, q in zip(x, y, strict=True)) and x != y
-
-
-@given(POINTS)
-def test_nondominated_are_those_that_nothing_dominates(points: list[tuple[int, int, int]]) -> None:
-    candidates = candidates_of(points)
-    expected = [c for c in candidates if not any(dominates(other, c) for other in candidates)]
-    assert nondominated(candidates, OBJECTIVES) == expected
-
-
-@given(POINTS, st.integers(1, 12))
-def test_what_is_chosen(points: list[tuple[int, int, int]], count: int) -> None:
-    candidates = candidates_of(points)
-    chosen = choose([*candidates, *candidates], OBJECTIVES, count)
-    by_architecture = {c.architecture: c for c in candidates}
-    feasible = [c for c in candidates if c.feasible]
-    assert len(set(chosen)) == len(chosen)
-    assert len(chosen) == min(count, len(feasible or candidates))
-    picked = [by_architecture[a] for a in chosen]
-    if feasible:
-        assert all(c.feasible for c in picked)
-        front = nondominated(feasible, OBJECTIVES)
-        # A front is taken whole before anything behind it, and only from it when it does not fit.
-        assert sum(c in front for c in picked) == min(count, len(front))
-        for c in picked:
-            assert c in front or len(front) <= count
-    assert choose(candidates, OBJECTIVES, count) == chosen
-
-
-def test_a_long_front_is_thinned_out_from_end_to_end() -> None:
-    front = [candidate(i, i / 100, float(i)) for i in range(50)]
-    chosen = choose(front, OBJECTIVES, 5)
-    assert [a["index"] for a in chosen] == [0, 12, 24, 37, 49]
-
-
-def test_when_nothing_is_feasible_the_nearest_are_chosen() -> None:
-    candidates = [candidate(i, 0.5, float(i), violation=i + 1.0) for i in range(100)]
-    assert {a["index"] for a in choose(candidates, OBJECTIVES, 3)} <= set(range(12))
-
-
-def test_the_nearest_miss_names_what_binds() -> None:
-    constraints = [parse_constraint("size<=10kB", ["x86"]), parse_constraint("accuracy>=90%", ["x86"])]
-    candidates = [
-        Candidate(
-            Architecture({"i": i}),
-            {"accuracy": a, "size": s},
-            max(c.violation(v) for c, v in zip(constraints, (s, a), strict=True)),
-        )
-        for i, (a, s) in enumerate([(0.45, 5e3), (0.89, 11e3), (0.95, 40e3)])
-    ]
-    miss = nearest_miss(candidates, constraints)
-    assert (miss["constraint"], miss["value"], miss["unit"]) == ("size<=10kB", 11e3, "B")
-    assert "size<=10kB" in str(miss["text"])
-    assert "1.1e+04 B" in str(miss["text"])
 
 
 # -- rounds -------------------------------------------------------------------------------------------------------------------

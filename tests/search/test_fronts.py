@@ -1,0 +1,123 @@
+"""Fronts: what dominates, which candidates are chosen, also where cheaper ones are said to be better, and near misses."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from search.candidates import Candidate
+from search.fronts import BANDS, choose, choose_in_bands, nearest_miss, nondominated
+from search.objectives import parse_constraint, parse_objectives
+from spaces.choice import Architecture
+
+OBJECTIVES = parse_objectives(["accuracy", "size"], ["x86"])
+
+
+def candidate(index: int, accuracy: float, size: float, violation: float = 0.0) -> Candidate:
+    return Candidate(Architecture({"index": index}), {"accuracy": accuracy, "size": size}, violation)
+
+
+POINTS = st.lists(st.tuples(st.integers(0, 8), st.integers(0, 8), st.integers(-1, 3)), max_size=30)
+
+
+def candidates_of(points: list[tuple[int, int, int]]) -> list[Candidate]:
+    return [candidate(i, a / 8, float(s), float(v)) for i, (a, s, v) in enumerate(points)]
+
+
+def dominates(a: Candidate, b: Candidate) -> bool:
+    x, y = ((-c.values["accuracy"], c.values["size"]) for c in (a, b))
+    return all(p <= q for p, q in zip(x, y, strict=True)) and x != y
+
+
+@given(POINTS)
+def test_nondominated_are_those_that_nothing_dominates(points: list[tuple[int, int, int]]) -> None:
+    candidates = candidates_of(points)
+    expected = [c for c in candidates if not any(dominates(other, c) for other in candidates)]
+    assert nondominated(candidates, OBJECTIVES) == expected
+
+
+@given(POINTS, st.integers(1, 12))
+def test_what_is_chosen(points: list[tuple[int, int, int]], count: int) -> None:
+    candidates = candidates_of(points)
+    chosen = choose([*candidates, *candidates], OBJECTIVES, count)
+    by_architecture = {c.architecture: c for c in candidates}
+    feasible = [c for c in candidates if c.feasible]
+    assert len(set(chosen)) == len(chosen)
+    assert len(chosen) == min(count, len(feasible or candidates))
+    picked = [by_architecture[a] for a in chosen]
+    if feasible:
+        assert all(c.feasible for c in picked)
+        front = nondominated(feasible, OBJECTIVES)
+        # A front is taken whole before anything behind it, and only from it when it does not fit.
+        assert sum(c in front for c in picked) == min(count, len(front))
+        for c in picked:
+            assert c in front or len(front) <= count
+    assert choose(candidates, OBJECTIVES, count) == chosen
+
+
+def test_a_long_front_is_thinned_out_from_end_to_end() -> None:
+    front = [candidate(i, i / 100, float(i)) for i in range(50)]
+    chosen = choose(front, OBJECTIVES, 5)
+    assert [a["index"] for a in chosen] == [0, 12, 24, 37, 49]
+
+
+def test_when_nothing_is_feasible_the_nearest_are_chosen() -> None:
+    candidates = [candidate(i, 0.5, float(i), violation=i + 1.0) for i in range(100)]
+    assert {a["index"] for a in choose(candidates, OBJECTIVES, 3)} <= set(range(12))
+
+
+def test_the_nearest_miss_names_what_binds() -> None:
+    constraints = [parse_constraint("size<=10kB", ["x86"]), parse_constraint("accuracy>=90%", ["x86"])]
+    candidates = [
+        Candidate(
+            Architecture({"i": i}),
+            {"accuracy": a, "size": s},
+            max(c.violation(v) for c, v in zip(constraints, (s, a), strict=True)),
+        )
+        for i, (a, s) in enumerate([(0.45, 5e3), (0.89, 11e3), (0.95, 40e3)])
+    ]
+    miss = nearest_miss(candidates, constraints)
+    assert (miss["constraint"], miss["value"], miss["unit"]) == ("size<=10kB", 11e3, "B")
+    assert "size<=10kB" in str(miss["text"])
+    assert "1.1e+04 B" in str(miss["text"])
+
+
+# -- bands --------------------------------------------------------------------------------------------------------------------
+
+
+def test_bands_go_on_where_the_front_ends() -> None:
+    """A cheap network is predicted to be the best, as nothing larger was trained: the best of larger ones are chosen too."""
+    best = {cost: candidate(cost, 0.9 - cost / 1000, float(cost)) for cost in range(100, 401)}
+    worse = [candidate(1000 + cost, 0.1, float(cost)) for cost in best]
+    chosen = choose_in_bands([*worse, *best.values()], OBJECTIVES, 64, 2.5)
+    costs = [int(str(a["index"])) for a in chosen]
+    assert choose([*worse, *best.values()], OBJECTIVES, 64)[0] == best[100].architecture
+    assert set(costs) <= set(range(100, 251))
+    assert len(costs) == BANDS  # of each band its cheapest, which is the best there
+    steps = [later / earlier for earlier, later in pairwise(costs)]
+    assert max(steps) < 2.5 ** (1 / BANDS) * 1.02
+
+
+@given(POINTS, st.integers(1, 12), st.floats(1, 20))
+def test_what_bands_choose(points: list[tuple[int, int, int]], count: int, reach: float) -> None:
+    candidates = [candidate(i, a / 8, s + 1.0) for i, (a, s, _) in enumerate(points)]
+    by_architecture = {c.architecture: c for c in candidates}
+    chosen = [by_architecture[a] for a in choose_in_bands(candidates, OBJECTIVES, count, reach)]
+    assert len(chosen) == len({c.architecture for c in chosen}) <= count
+    if not points:
+        return
+    assert chosen
+    cheapest = min(c.values["size"] for c in candidates)
+    end = max(reach * cheapest, *(c.values["size"] for c in nondominated(candidates, OBJECTIVES)))
+    for c in chosen:
+        assert c.values["size"] <= end
+        assert not any(dominates(o, c) for o in candidates if o.values["size"] == c.values["size"])
+
+
+def test_without_a_reach_or_a_cost_it_is_the_front() -> None:
+    candidates = [candidate(i, 0.9 - i / 100, float(i + 1)) for i in range(30)]
+    assert choose_in_bands(candidates, OBJECTIVES, 8, 1.0) == choose(candidates, OBJECTIVES, 8)
+    accuracy = OBJECTIVES[:1]
+    assert choose_in_bands(candidates, accuracy, 8, 2.5) == choose(candidates, accuracy, 8)
