@@ -35,7 +35,7 @@ GRADIENT = ("tangle", "proxyless", "dass", "quantnas", "once_for_both")
 SEARCHING = ("upper_confidence", "reinforce", "training_free")  # in the default's supernet, beside its own study
 INT8 = "uniform_int8"  # trained and searched as the default is, in the space's dense networks with int8 everywhere
 FOCUSED = (DEFAULT, INT8)
-FOCUS_SHARE = 3.0  # arithmetic near the fronts, as a share of that of the single paths before
+FOCUS_SHARE = 3.0  # arithmetic near the fronts, about, as a share of that of the single paths before
 ALL = (*TRAINING, INT8, *SEARCHING, *GRADIENT)
 DRY_STEPS = 64
 POOL = 10  # networks drawn for each that is trained alone
@@ -86,6 +86,10 @@ class Bench:
         supernet = supernet_of(name)
         epochs = self.epochs_of(supernet, float(length or 1.0) / (1.0 + FOCUS_SHARE if supernet in FOCUSED else 1.0))
         given = [*self.base_overrides(name), f"supernet.epochs={epochs}"]
+        if supernet in FOCUSED:
+            per_image = self.plan["macs_per_image"]
+            total = self.epochs * float(length or 1.0) * per_image[PLAIN] / per_image[supernet]
+            given.append(f"focus.share={max(0.0, total / epochs - 1.0):.4f}")  # what whole epochs leave of the arithmetic
         if name in GRADIENT:
             given += [f"relaxation={name}", f"relaxation.epochs={self.member_epochs}"]
             given += [f"relaxation.cost_weights=[{','.join(map(str, self.members))}]"]
@@ -173,9 +177,9 @@ def own_overrides(strategy: str) -> list[str]:
         published = ("every=1", "random_networks=2", "spread=false")
         return ["supernet=sandwich", "supernet.distillation.labels=0.0", *(f"supernet.strategy.{p}" for p in published)]
     if strategy == INT8:
-        return ["supernet=single_path", f"focus.share={FOCUS_SHARE:g}", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
+        return ["supernet=single_path", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
     supernet = supernet_of(strategy)
-    given = ["supernet=single_path", f"focus.share={FOCUS_SHARE:g}"] if supernet == DEFAULT else [f"supernet={supernet}"]
+    given = ["supernet=single_path" if supernet == DEFAULT else f"supernet={supernet}"]
     if strategy == "upper_confidence":
         given.append("study.strategy.choose=upper_confidence")
     elif strategy in SEARCHING:

@@ -15,7 +15,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from benchmarks import strategies_report
-from benchmarks.strategies_bench import TRAINING, Bench, arithmetic
+from benchmarks.strategies_bench import TRAINING, Bench, arithmetic, supernet_of
 from benchmarks.strategies_cifar10 import Schedule, parse
 from benchmarks.strategies_phases import ALONE_PARTS, Phases
 from search.__main__ import do_stage
@@ -68,6 +68,15 @@ def test_training_strategies_get_equal_arithmetic(bench: Bench) -> None:
     total = bench.alone_epochs("equal", 0.05) * 3 * bench.plan["macs"]["networks"]
     supernet = bench.epochs * bench.plan["macs_per_image"]["bignas"] * 1.2
     assert 0 <= total - supernet < 3 * bench.plan["macs"]["networks"]  # whole epochs, at least as much
+
+
+@pytest.mark.parametrize("strategy", ["focused", "uniform_int8", "tangle", "focused@0.5"])
+def test_what_whole_epochs_leave_of_the_arithmetic_is_focused_with(bench: Bench, strategy: str) -> None:
+    name, _, length = strategy.partition("@")
+    settings = dict(text.split("=", 1) for text in replace(bench, epochs=7).overrides(strategy))
+    per_image = bench.plan["macs_per_image"]
+    spent = int(settings["supernet.epochs"]) * (1 + float(settings["focus.share"])) * per_image[supernet_of(name)]
+    assert spent == pytest.approx(7 * float(length or 1) * per_image["bignas"], rel=1e-3)
 
 
 def test_networks_trained_alone_are_the_same_every_time_and_spread_over_sizes(bench: Bench) -> None:
