@@ -107,7 +107,7 @@ class Processes:
         if self.num_nodes > 1:
             raise UserError(
                 f"trainer.num_nodes is {self.num_nodes}, and nothing has started the processes; start them: "
-                f"srun --nodes={self.num_nodes} --ntasks-per-node={self.devices} python -m search ..."
+                f"srun --nodes={self.num_nodes} --ntasks-per-node={self.devices} --kill-on-bad-exit python -m search ..."
             )
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

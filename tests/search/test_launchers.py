@@ -8,8 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -182,20 +183,31 @@ def test_dask_workers_of_slurm(cluster: slurm.Cluster, tmp_path: Path) -> None:
         head.communicate()  # its input ends, and with it the jobs
 
 
+def searched_with_srun(
+    cluster: slurm.Cluster, folder: Path, *options: str, settings: Sequence[str]
+) -> subprocess.CompletedProcess[str]:
+    job = [sys.executable, "-m", "search", *settings, "run=run", "trainer.devices=2"]
+    arguments = ["srun", "--overcommit", "--nodes=1", *options, "--partition=debug", *job]
+    own = {**cluster.environment, **environment()}
+    return subprocess.run(arguments, cwd=folder, env=own, capture_output=True, text=True, timeout=PATIENCE_S)
+
+
+def test_srun_ends_the_processes_that_wait_for_one_that_failed(cluster: slurm.Cluster, tiny_job: Job, tmp_path: Path) -> None:
+    options = ("--ntasks-per-node=2", "--kill-on-bad-exit")
+    ended = searched_with_srun(cluster, tmp_path, *options, settings=(*tiny_job, "profile.tables=nowhere"))
+    assert ended.returncode != 0
+    assert "nowhere" in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
 def test_srun_trains_and_focuses_one_supernet_with_two_processes(cluster: slurm.Cluster, tiny_job: Job, tmp_path: Path) -> None:
     focused = ("stages=[space,tables,supernet,predictors,focus,study]", "focus.share=1", "focus.candidates=40")
-
-    def srun(tasks: str) -> subprocess.CompletedProcess[str]:
-        job = [sys.executable, "-m", "search", *tiny_job, "run=run", "trainer.devices=2", *focused]
-        arguments = ["srun", "--overcommit", "--nodes=1", tasks, "--partition=debug", *job]
-        own = {**cluster.environment, **environment()}
-        return subprocess.run(arguments, cwd=tmp_path, env=own, capture_output=True, text=True, timeout=PATIENCE_S)
-
+    srun = partial(searched_with_srun, cluster, tmp_path, settings=(*tiny_job, *focused))
     refused = srun("--ntasks=2")
     assert "allowed is --nodes=1 --ntasks-per-node=2" in refused.stderr
     assert "Traceback" not in refused.stderr
     assert not (tmp_path / "run").exists()
-    ended = srun("--ntasks-per-node=2")
+    ended = srun("--ntasks-per-node=2", "--kill-on-bad-exit")
     assert ended.returncode == 0, ended.stderr
     records = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert records["study"]["done"]
