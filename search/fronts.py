@@ -13,7 +13,6 @@ from search.predicted import PredictedValues
 from spaces.choice import Architecture
 
 NEAREST = 4
-BANDS = 16
 
 
 def choose(candidates: Sequence[Candidate], objectives: Sequence[Objective], count: int) -> list[Architecture]:
@@ -39,33 +38,6 @@ def choose(candidates: Sequence[Candidate], objectives: Sequence[Objective], cou
         taken = {c.architecture for c in front}
         pool = [c for c in pool if c.architecture not in taken]
     return [c.architecture for c in chosen]
-
-
-def choose_in_bands(
-    candidates: Sequence[Candidate], objectives: Sequence[Objective], count: int, reach: float
-) -> list[Architecture]:
-    """The candidates on the fronts of bands of cost: what is best at a cost, even where something cheaper is said to be better.
-
-    Bands are equal in the logarithm of the first objective that is not accuracy, from the cheapest candidate to `reach` times
-    its cost, or to the end of the front of all candidates where that is further.
-
-    Args:
-        candidates: predicted; feasible or not.
-        objectives: what the fronts are made of; without a cost among them there is one band.
-        count: how many at most.
-        reach: at least 1, which leaves the front of all candidates.
-    """
-    costs = [o.name for o in objectives if o.quantity != "accuracy"]
-    if reach <= 1 or not costs or not candidates:
-        return choose(candidates, objectives, count)
-    cost = np.array([c.values[costs[0]] for c in candidates])
-    cheapest = max(cost.min(), np.finfo(float).tiny)
-    end = max(reach * cheapest, max(c.values[costs[0]] for c in nondominated(candidates, objectives)))
-    bands = max(1, min(BANDS, count))
-    band = np.floor(bands * np.log(np.maximum(cost, cheapest) / cheapest) / np.log(end / cheapest)).astype(int)
-    band[cost == end] = bands - 1
-    members = [[c for c, own in zip(candidates, band, strict=True) if own == number] for number in range(bands)]
-    return [a for inside in members if inside for a in choose(nondominated(inside, objectives), objectives, count // bands)]
 
 
 def nondominated(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:

@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from search.evaluation import Evaluation
 from search.evaluations import INITIAL, Evaluated
-from search.fronts import choose_in_bands
+from search.fronts import choose
 from search.job import FOCUS_FOLDER, FOCUSED_FILE, FRONTS_FILE, Job
 from search.left_out import NOTHING
 from search.objectives import Goal
@@ -179,7 +179,7 @@ def _front(job: Job, goal: Goal, seen: list[Evaluated]) -> list[Architecture]:
         measured=lambda architectures: [],
         on_progress=job.progress.advance,
     )
-    return choose_in_bands(Guided().search(round_), goal.objectives, job.focus.networks, job.focus.reach)
+    return choose(Guided().search(round_), goal.objectives, job.focus.networks)
 
 
 def _times(count: int) -> str:

@@ -34,7 +34,6 @@ class FocusSettings:
         share: arithmetic, as a share of what training the supernet took; 0 leaves the supernet as it is.
         near: share of the steps that train networks like those of a front; the others train networks of all sizes.
         change: share of the choices of such a network that are drawn anew instead of taken from the front.
-        reach: fronts go on to so many times the lowest cost even where nothing there is predicted to be better; 1: they do not.
         rounds: how often fronts are predicted, each time with the weights as they then are and for as many epochs.
         learning_rate: its peak.
         candidates: predicted to find each front.
@@ -47,7 +46,6 @@ class FocusSettings:
     share: float = 3.0
     near: float = 0.8
     change: float = 0.05
-    reach: float = 2.5
     rounds: int = 3
     learning_rate: float = 0.01
     candidates: int = 2000
@@ -58,8 +56,6 @@ class FocusSettings:
             raise UserError(f"focus.share is {self.share!r}; allowed are numbers from 0")
         if type(self.learning_rate) not in (int, float) or not 0.0 < self.learning_rate < math.inf:
             raise UserError(f"focus.learning_rate is {self.learning_rate!r}; allowed are numbers above 0")
-        if type(self.reach) not in (int, float) or not 1.0 <= self.reach < math.inf:
-            raise UserError(f"focus.reach is {self.reach!r}; allowed are numbers from 1")
         for name in ("near", "change"):
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0.0 <= value <= 1.0:

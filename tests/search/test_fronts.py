@@ -1,14 +1,12 @@
-"""Fronts: what dominates, which candidates are chosen, also where cheaper ones are said to be better, and near misses."""
+"""Fronts: what dominates, which candidates are chosen, and near misses."""
 
 from __future__ import annotations
-
-from itertools import pairwise
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from search.candidates import Candidate
-from search.fronts import BANDS, choose, choose_in_bands, nearest_miss, nondominated
+from search.fronts import choose, nearest_miss, nondominated
 from search.objectives import parse_constraint, parse_objectives
 from spaces.choice import Architecture
 
@@ -82,42 +80,3 @@ def test_the_nearest_miss_names_what_binds() -> None:
     assert (miss["constraint"], miss["value"], miss["unit"]) == ("size<=10kB", 11e3, "B")
     assert "size<=10kB" in str(miss["text"])
     assert "1.1e+04 B" in str(miss["text"])
-
-
-# -- bands --------------------------------------------------------------------------------------------------------------------
-
-
-def test_bands_go_on_where_the_front_ends() -> None:
-    """A cheap network is predicted to be the best, as nothing larger was trained: the best of larger ones are chosen too."""
-    best = {cost: candidate(cost, 0.9 - cost / 1000, float(cost)) for cost in range(100, 401)}
-    worse = [candidate(1000 + cost, 0.1, float(cost)) for cost in best]
-    chosen = choose_in_bands([*worse, *best.values()], OBJECTIVES, 64, 2.5)
-    costs = [int(str(a["index"])) for a in chosen]
-    assert choose([*worse, *best.values()], OBJECTIVES, 64)[0] == best[100].architecture
-    assert set(costs) <= set(range(100, 251))
-    assert len(costs) == BANDS  # of each band its cheapest, which is the best there
-    steps = [later / earlier for earlier, later in pairwise(costs)]
-    assert max(steps) < 2.5 ** (1 / BANDS) * 1.02
-
-
-@given(POINTS, st.integers(1, 12), st.floats(1, 20))
-def test_what_bands_choose(points: list[tuple[int, int, int]], count: int, reach: float) -> None:
-    candidates = [candidate(i, a / 8, s + 1.0) for i, (a, s, _) in enumerate(points)]
-    by_architecture = {c.architecture: c for c in candidates}
-    chosen = [by_architecture[a] for a in choose_in_bands(candidates, OBJECTIVES, count, reach)]
-    assert len(chosen) == len({c.architecture for c in chosen}) <= count
-    if not points:
-        return
-    assert chosen
-    cheapest = min(c.values["size"] for c in candidates)
-    end = max(reach * cheapest, *(c.values["size"] for c in nondominated(candidates, OBJECTIVES)))
-    for c in chosen:
-        assert c.values["size"] <= end
-        assert not any(dominates(o, c) for o in candidates if o.values["size"] == c.values["size"])
-
-
-def test_without_a_reach_or_a_cost_it_is_the_front() -> None:
-    candidates = [candidate(i, 0.9 - i / 100, float(i + 1)) for i in range(30)]
-    assert choose_in_bands(candidates, OBJECTIVES, 8, 1.0) == choose(candidates, OBJECTIVES, 8)
-    accuracy = OBJECTIVES[:1]
-    assert choose_in_bands(candidates, accuracy, 8, 2.5) == choose(candidates, accuracy, 8)

@@ -79,8 +79,6 @@ def test_fronts_of_a_checkpoint_that_are_none(small_space: MobileSpace, state: o
         {"learning_rate": -1},
         {"near": 1.5},
         {"change": "some"},
-        {"reach": 0.5},
-        {"reach": "far"},
         {"rounds": 0},
         {"candidates": 0},
         {"networks": 1.5},
