@@ -16,6 +16,7 @@ import torch
 from latency_lut.device import Device
 from latency_lut.lowering import LOWERINGS, applicable
 from latency_lut.network import BORDER_SCALE, build_layer, layer_bytes, random_weights
+from latency_lut.ort_session import session_options
 from latency_lut.runtimes.onnxruntime import optimized_operators
 from latency_lut.table import pair_key
 from spaces.errors import UserError
@@ -39,9 +40,7 @@ CASES = [(name, spec) for spec in SPECS for name in applicable(spec)]
 
 
 def run(model: bytes, inputs: dict[str, np.ndarray]) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(model, session_options(1), providers=["CPUExecutionProvider"])
     return np.asarray(session.run(None, inputs)[0])
 
 

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from latency_lut.lowering import LayerWeights, applicable
 from latency_lut.network import build_layer, build_model, random_weights
+from latency_lut.ort_session import session_options
 from spaces.layers import INPUT, LayerSpec, Network, NetworkBuilder, Node
 from spaces.mobile import MobileSpace
 from spaces.quantizers import activation_grid
@@ -124,9 +125,7 @@ def calibrated(network: Network, x: np.ndarray, rng: np.random.Generator) -> dic
 
 
 def run(model: bytes, x: np.ndarray, optimized: Path | None = None) -> np.ndarray:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 3  # it warns that an optimized model is for this machine only
+    options = session_options(1)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
@@ -372,8 +371,7 @@ def test_an_integer_layer_alone_has_no_transpose_left(depthwise: bool, kernel: i
     spec = LayerSpec(
         "conv2d", 8, 8, 6, 6, kernel, 1, 8 if depthwise else 1, "relu", precision="w8a8", input_bits=8, output_bits=8
     )
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options = session_options(1)
     options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
     model = build_layer(spec, "qdq_u8", random_weights(spec, np.random.default_rng(0)))
     onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
