@@ -138,7 +138,7 @@ def test_a_meter_that_stands_still_is_not_believed(powercap):
 def test_networks_are_measured_and_predicted(burning, tiny_space, tiny_table, tmp_path):
     """At a constant power energy is latency times power, which the model has to find."""
     device = Device("x86", energy_meter="rapl")
-    table = measure_energy(tiny_space, device, tmp_path / "x86.energy.json", networks=36, window_s=0.02)
+    table = measure_energy(tiny_space, device, tmp_path / "x86.energy.json", networks=36, window_s=0.06)
     assert (table.quantity, table.unit, len(table.networks)) == ("energy", "uJ", 36)
     assert "meter rapl" in table.statistic
     latency = LatencyPredictor.fit(tiny_table, tiny_space, held_out=4)
