@@ -236,7 +236,7 @@ def test_energy_is_searched_for_where_there_is_a_meter(call: Call, tmp_path: Pat
     counter = threading.Thread(target=count)
     counter.start()
     try:
-        constants = {"latency_lut.energy.POWERCAP": str(package.parent), "latency_lut.energy.WINDOW_S": 0.02}
+        constants = {"latency_lut.energy.POWERCAP": str(package.parent), "latency_lut.energy.WINDOW_S": 0.08}
         wanted = ("objectives=[accuracy,energy]", "devices.x86.energy_meter=rapl", "export.random_winners=0")
         ended = call(tmp_path, *tiny_job, *wanted, "run=run", constants=constants)
     finally:
