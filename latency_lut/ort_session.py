@@ -6,12 +6,13 @@ Needs numpy and onnxruntime only: it is part of a bundle's runner, which works w
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
 
 SPIN_US = 200
+PRECISE = "precise"
 _NUMPY_TYPES = {"tensor(float)": np.float32, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8, "tensor(int64)": np.int64}
 
 
@@ -33,6 +34,18 @@ def session_options(threads: int) -> ort.SessionOptions:
     return options
 
 
+def describe_kernels(instruction_sets: str, provider: str) -> dict[str, str]:
+    """What the precise mode of `session_options` changes, to be said beside every number measured with it.
+
+    Args:
+        instruction_sets: of the processor, as `latency_lut.machine` names them.
+        provider: onnxruntime's execution provider.
+    """
+    sets = set(instruction_sets.split())
+    overflows = "sse4_2" in sets and not sets & {"avx_vnni", "avx512_vnni"}
+    return {"integer_kernels": PRECISE} if overflows and provider == "CPUExecutionProvider" else {}
+
+
 class Session:
     """One loaded model. Its inputs are bound to random data of the declared types and shapes.
 
@@ -45,7 +58,7 @@ class Session:
     def __init__(self, model: bytes, provider: str, threads: int) -> None:
         self._session = ort.InferenceSession(model, session_options(threads), providers=[provider])
         self._binding = self._session.io_binding()
-        for name, data in random_feeds(self._session).items():
+        for name, data in random_feeds(self._session.get_inputs()).items():
             self._binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(data))
         self._binding.bind_output(self._session.get_outputs()[0].name)
 
@@ -77,10 +90,10 @@ class Session:
                 return float(np.median(durations)) * 1e6
 
 
-def random_feeds(session: ort.InferenceSession) -> dict[str, np.ndarray]:
-    """An input of the declared type and shape for each that a model has, by name."""
+def random_feeds(inputs: Sequence[ort.NodeArg]) -> dict[str, np.ndarray]:
+    """Data of the declared type and shape for each input of a model, by name."""
     rng, feeds = np.random.default_rng(0), {}
-    for declared in session.get_inputs():
+    for declared in inputs:
         dtype = _NUMPY_TYPES[declared.type]
         integer = np.issubdtype(dtype, np.integer)
         data = rng.integers(0, 127, declared.shape) if integer else rng.standard_normal(declared.shape)

@@ -39,7 +39,7 @@ import onnxruntime as ort
 
 from latency_lut.alone import alone_on_this_machine
 from latency_lut.machine import cores, describe_machine, fingerprint_of
-from latency_lut.ort_session import Session
+from latency_lut.ort_session import Session, describe_kernels
 from latency_lut.outputs import outputs_of
 from latency_lut.results_file import Results, RunnerError, follow
 from latency_lut.visits import interleaved
@@ -126,7 +126,9 @@ def describe(device: Mapping[str, Any]) -> dict[str, Any]:
     if device["threads"] > cores():
         raise RunnerError(f"the bundle is for {device['threads']} threads; this machine has {cores()} cores")
     settings = {name: device[name] for name in ("runtime", "provider", "threads", "batch")}
-    return {**describe_machine(), **settings, "runtime_version": str(ort.__version__)}
+    machine = describe_machine()
+    kernels = describe_kernels(str(machine["instruction_sets"]), device["provider"])
+    return {**machine, **settings, "runtime_version": str(ort.__version__), **kernels}
 
 
 class Progress:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from latency_lut.device import Borders
+from latency_lut.ort_session import PRECISE
 from latency_lut.runtimes.onnxruntime import block_of, borders
 from spaces.layers import INPUT, Network, Node
 from spaces.precision import FLOAT_BITS
@@ -39,10 +39,7 @@ def peak_tensor_bytes(network: Network, lowerings: Sequence[str], description: M
     Raises:
         ValueError: another number of lowerings than nodes.
     """
-    layers = [
-        _Layer(node, borders(node.spec, name, description), name.startswith("gather"), block_of(node.spec, name, description))
-        for node, name in zip(network.nodes, lowerings, strict=True)
-    ]
+    layers = [_Layer(node, name, description) for node, name in zip(network.nodes, lowerings, strict=True)]
     run = _Run(layers)
     for layer in layers:
         run.play(layer)
@@ -50,12 +47,18 @@ def peak_tensor_bytes(network: Network, lowerings: Sequence[str], description: M
 
 
 class _Layer:
-    """A layer in its place, with what its lowering makes of it. `block`: channels in a block of its layout, 0 without."""
+    """A layer in its place, with what its lowering makes of it.
 
-    def __init__(self, node: Node, layout: Borders, gathers: bool, block: int) -> None:
-        self.name, self.spec, self.layout, self.gathers, self.block = node.name, node.spec, layout, gathers, block
+    `block`: channels in a block of its layout, 0 without. `precise`: whether integers run on kernels for unsigned weights.
+    """
+
+    def __init__(self, node: Node, lowering: str, description: Mapping[str, str | int]) -> None:
+        self.name, self.spec = node.name, node.spec
+        self.layout = borders(node.spec, lowering, description)
+        self.block = block_of(node.spec, lowering, description)
+        self.gathers, self.precise = lowering.startswith("gather"), description.get("integer_kernels") == PRECISE
         spec = self.spec
-        kept = kept_inputs(spec.sparsity, spec.in_channels) * GROUP_BLOCKS if gathers else spec.in_channels
+        kept = kept_inputs(spec.sparsity, spec.in_channels) * GROUP_BLOCKS if self.gathers else spec.in_channels
         self.read = (kept, spec.height, spec.width)
         self.made = (spec.out_channels, spec.out_height, spec.out_width)
         self.source = node.inputs[0]
@@ -257,9 +260,7 @@ class _Run:
             own = self._next(layer, own, _rows(layer.read), 1)
         output = buffers.take(_rows(layer.made), spec.output_bits // 8)
         if spec.weight_shape:
-            sums = FLOAT_BYTES * spec.output_elements if layer.gathers else 0  # grouped kernels sum up beside the output
-            pointers = POINTER_BYTES * spec.kernel**2 * spec.out_height * spec.out_width if spec.kernel > 1 else 0
-            buffers.scratch(sums + pointers)
+            buffers.scratch(_integer_scratch_bytes(layer))
         self._done(layer, own)
         if layer.skip_form is not None:
             total = buffers.take(_rows(layer.made), 1)
@@ -275,3 +276,20 @@ def _columns_bytes(layer: _Layer) -> int:
     if layer.block or spec.operator != "conv2d" or spec.kernel == 1 or spec.depthwise:
         return 0
     return FLOAT_BYTES * spec.kernel**2 * spec.in_channels // spec.groups * spec.out_height * spec.out_width
+
+
+def _integer_scratch_bytes(layer: _Layer) -> int:
+    """Of an integer kernel: where it reads its input from, and its sums.
+
+    Kernels for signed weights gather pointers to their input, and sum up in registers. Grouped kernels, and the precise ones
+    (see `latency_lut.ort_session`), copy their input, a column per output, and sum up beside the output.
+    """
+    spec = layer.spec
+    beside = layer.gathers or layer.precise
+    sums = FLOAT_BYTES * spec.output_elements if beside else 0
+    if spec.kernel == 1 and spec.stride == 1:
+        return sums
+    taps = spec.kernel**2 * spec.out_height * spec.out_width
+    if beside and not spec.depthwise:
+        return sums + taps * spec.in_channels // spec.groups
+    return sums + POINTER_BYTES * taps

@@ -5,7 +5,6 @@ Winners run with the options of `latency_lut.ort_session.session_options`, and s
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,20 +14,17 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 
+from latency_lut import ort_memory
 from latency_lut.alone import alone_on_this_machine
 from latency_lut.device import Borders, Device
 from latency_lut.lowerings.transformer import exchanges_rows
-from latency_lut.ort_session import Session, random_feeds, session_options
+from latency_lut.machine import describe_machine
+from latency_lut.ort_session import Session, describe_kernels, session_options
 from latency_lut.timing import steadied
 from latency_lut.visits import interleaved
-from spaces.errors import UserError
 from spaces.layers import LayerSpec
 from spaces.precision import FLOAT_BITS
 from spaces.sparsity import GROUP_BLOCKS, kept_inputs
-
-# Of the profile of a kernel: bytes requested and not given back, by how much this kernel changed them, the same rounded to the
-# arena's chunks, and the most of those so far.
-_MEMORY_FIGURES = ("mem_bytes_requested_in_use", "mem_requested_in_use_delta", "mem_bytes_in_use", "mem_in_use_peak")
 
 
 def version() -> str:
@@ -47,8 +43,8 @@ def providers_elsewhere() -> list[str]:
 
 
 def describe(device: Device) -> dict[str, str]:
-    """Nothing more than what every device says."""
-    return {}
+    """Which integer kernels are taken, where those are not the default ones."""
+    return describe_kernels(str(describe_machine()["instruction_sets"]), device.provider)
 
 
 def load(model: bytes, device: Device) -> Session:
@@ -96,34 +92,8 @@ def measures_memory(device: Device) -> bool:
 
 
 def peak_bytes(model: bytes, device: Device) -> int:
-    """Most bytes that the arena has handed out at once for a run, beyond what the loaded model holds before its first run.
-
-    That is tensors, output included, and scratch of kernels, as requested; not the weights, the input, and what the arena keeps
-    in reserve. The first run allocates tensor by tensor, later ones put all tensors into one block, laid out beforehand, so two
-    runs show the most.
-
-    Raises:
-        UserError: the installed onnxruntime does not tell.
-    """
-    options = session_options(device.threads)
-    with tempfile.TemporaryDirectory() as folder:
-        options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "run")
-        session = ort.InferenceSession(model, options, providers=[device.provider])
-        feeds = random_feeds(session)
-        for _ in range(2):
-            session.run(None, feeds)
-        events = json.loads(Path(session.end_profiling()).read_bytes())
-    kernels = [event["args"] for event in events if event.get("cat") == "Node"]
-    if not all(name in kernel for kernel in kernels for name in _MEMORY_FIGURES):
-        mend = "pip install --upgrade onnxruntime (1.31 does)"
-        raise UserError(f"onnxruntime {version()} does not tell how much memory its kernels hold; run: {mend}")
-    figures = [[int(kernel[name]) for name in _MEMORY_FIGURES] for kernel in kernels]
-    requested, added, _, _ = figures[0]
-    before, most, peak_before = requested - added, 0, 0
-    for requested, _, in_use, peak in figures:
-        scratch = peak - in_use if peak > peak_before else 0  # already given back when the kernel ends
-        most, peak_before = max(most, requested + scratch), max(peak_before, peak)
-    return most - before
+    """See `latency_lut.ort_memory`."""
+    return ort_memory.peak_bytes(model, device.provider, device.threads)
 
 
 def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]) -> Borders:

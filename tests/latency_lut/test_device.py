@@ -7,6 +7,7 @@ import onnxruntime
 import pytest
 
 from latency_lut.device import Device, runtimes
+from latency_lut.ort_session import describe_kernels
 from spaces.errors import UserError
 
 
@@ -55,3 +56,12 @@ def test_a_gpu_that_is_not_there_is_told_with_what_to_install() -> None:
         pytest.skip("there is one")
     with pytest.raises(UserError, match=r"'CUDAExecutionProvider'; available here are .*CPU.*pip install onnxruntime-gpu"):
         Device("gpu", provider="CUDAExecutionProvider")
+
+
+def test_kernels_that_are_not_the_default_ones_are_told():
+    """Without VNNI integers run on other kernels, whose latencies must not be mixed with those of the default ones."""
+    provider = "CPUExecutionProvider"
+    assert describe_kernels("sse4_2 avx2", provider) == {"integer_kernels": "precise"}
+    for sets in ("sse4_2 avx2 avx512_vnni", "sse4_2 avx2 avx_vnni", "asimd asimddp", ""):
+        assert describe_kernels(sets, provider) == {}
+    assert describe_kernels("sse4_2 avx2", "CUDAExecutionProvider") == {}

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from latency_lut import ort_memory
 from latency_lut.device import Device
 from latency_lut.memory import check_measures_memory, measure_memory
 from latency_lut.network import build_model, random_weights
@@ -43,6 +44,13 @@ def test_memory_grows_with_what_is_held_and_not_with_weights(x86):
     assert runtime.peak_bytes(model_of(chain(), two), two) == pytest.approx(2 * peaks[1], rel=0.05)
 
 
+def test_what_loading_took_is_no_part_of_a_run(x86):
+    """Packing the weights of a wide layer takes more than its few outputs."""
+    builder = NetworkBuilder(512, 2, 2)
+    builder.add("wide", "conv2d", INPUT, 512)
+    assert runtime.peak_bytes(model_of(builder, x86), x86) < 10 * 4 * 512 * 2 * 2
+
+
 def test_measuring_again_gives_the_same(small_space, x86, tmp_path):
     once, again = (measure_memory(small_space, x86, tmp_path / name, networks=6) for name in ("a", "b"))
     assert once == again
@@ -70,7 +78,7 @@ def test_a_runtime_that_does_not_tell_is_refused(provider):
 
 
 def test_an_onnxruntime_that_does_not_tell_is_told(x86, monkeypatch):
-    monkeypatch.setattr(runtime, "_MEMORY_FIGURES", ("mem_of_another_version",))
+    monkeypatch.setattr(ort_memory, "_FIGURES", ("mem_of_another_version",))
     with pytest.raises(UserError, match="does not tell how much memory its kernels hold; run: pip install"):
         runtime.peak_bytes(model_of(chain(), x86), x86)
 
