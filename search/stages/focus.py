@@ -10,9 +10,10 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 from safetensors.torch import save
 
-from search.evaluation import Evaluation
+from search.evaluation import Evaluation, Evaluator, Split
 from search.evaluations import INITIAL, Evaluated
 from search.fronts import choose
 from search.job import FOCUS_FOLDER, FOCUSED_FILE, FRONTS_FILE, Job
@@ -24,7 +25,7 @@ from search.strategies.guided import Guided
 from search.strategies.strategy import Round
 from search.study import no_scores
 from search.training import Distillation, SupernetTraining, train
-from search.training.focusing import NearFronts, architectures, focusing_epochs, renewals, texts
+from search.training.focusing import Budget, NearFronts, architectures, texts
 from search.training.module import Point
 from search.training.parallel import JOIN_FROM_OUTSIDE, text_of_the_first
 from search.workers import WithWeights
@@ -50,15 +51,18 @@ def focus_supernet(job: Job) -> Facts:
             "the supernet was trained by an earlier version, its cost is unknown; train it again: stages=[supernet]"
         )
     settings = job.focus
-    strategy = NearFronts(_first_fronts(job), settings.near, settings.change)
-    epochs = focusing_epochs(job.space, strategy, job.train_images, settings.share * macs, job.seed)
+    fronts, evaluation_macs = _first_fronts(job)
+    strategy = NearFronts(fronts, settings.near, settings.change)
+    budget = Budget(settings.share * macs, evaluation_macs, settings.rounds, job.train_images, job.seed)
+    epochs = budget.plan(job.space, strategy, 0, 0.0)
     supernet = copy.deepcopy(job.supernet)
 
     def on_epoch(done: int, curve: list[Point]) -> None:
-        if done in renewals(epochs, settings.rounds):
+        if done == strategy.until < training.epochs:
             found = text_of_the_first(lambda: json.dumps(texts(_fronts(job, _evaluated_anew(job, training.result)))))
             strategy.renew(architectures(job.space, json.loads(found)))
-        job.progress.advance("epochs near the fronts", done, epochs)
+            training.plan(budget.plan(job.space, strategy, done, training.macs_done))
+        job.progress.advance("epochs near the fronts", done, training.epochs)
 
     training: SupernetTraining = job.training(
         supernet=supernet,
@@ -80,17 +84,18 @@ def focus_supernet(job: Job) -> Facts:
     write_atomically(job.path(FOCUSED_FILE), weights)
     job.workforce.renew()
     devices = [goal.name for goal in job.goals]
-    fronts = [len(front) for front in strategy.rounds]
+    sizes = [len(front) for front in strategy.rounds]
+    spent = int(budget.spent(strategy, training.macs_done))
     job.progress.say(
-        f"  {epochs} epochs near the fronts of {' and '.join(devices)}, predicted {_times(len(fronts))} "
-        f"(at last {fronts[-1]} networks); {100 * training.macs_done / macs:.0f} % of the supernet's arithmetic"
+        f"  {training.epochs} epochs near the fronts of {' and '.join(devices)}, predicted {_times(len(sizes))} "
+        f"(at last {sizes[-1]} networks); {100 * spent / macs:.0f} % of the supernet's arithmetic"
     )
     return {
-        "epochs": epochs,
-        "macs": training.macs_done,
+        "epochs": training.epochs,
+        "macs": spent,
         "processes": job.processes.count,
         "devices": devices,
-        "fronts": fronts,
+        "fronts": sizes,
         "files": [FOCUSED_FILE],
         "output": hashlib.sha256(weights).hexdigest()[:16],
     }
@@ -122,16 +127,23 @@ def _ready(job: Job) -> bool:
         return False
 
 
-def _first_fronts(job: Job) -> list[Architecture]:
-    """Fronts predicted with the supernet as it was trained; the first process predicts them and tells the others."""
+def _first_fronts(job: Job) -> tuple[list[Architecture], int]:
+    """Fronts predicted with the supernet as it was trained, and the multiply-accumulates that predicting them anew will take.
+
+    The first process predicts them and tells the others.
+    """
     if job.processes.rank > 0:
-        return architectures(job.space, _told(job)["fronts"])
+        told = _told(job)
+        return architectures(job.space, told["fronts"]), int(told["evaluation_macs"])
     evaluate_first(job)
-    fronts = _fronts(job, job.evaluations.of(INITIAL))
+    seen, evaluator = job.evaluations.of(INITIAL), _evaluator(job)
+    images = len(evaluator.split.labels) + sum(map(len, evaluator.calibration))
+    evaluation_macs = images * sum(job.space.network(e.architecture).macs for e in seen)
+    fronts = _fronts(job, seen)
     if job.processes.count > 1:
-        told = {"key": job.fingerprint("focus"), "fronts": texts(fronts)}
+        told = {"key": job.fingerprint("focus"), "fronts": texts(fronts), "evaluation_macs": evaluation_macs}
         write_atomically(job.path(FRONTS_FILE), json.dumps(told))
-    return fronts
+    return fronts, evaluation_macs
 
 
 def _told(job: Job) -> dict[str, Any]:
@@ -147,10 +159,17 @@ def _evaluated_anew(job: Job, supernet: Supernet) -> list[Evaluated]:
     """The networks that teach the accuracy predictor, evaluated with weights that are still trained; not kept."""
     chosen = [e.architecture for e in job.evaluations.of(INITIAL)]
     results: dict[int, Evaluation] = {}
-    for index, result in job.workforce.pool.each(WithWeights(job.evaluator, supernet), chosen):
+    for index, result in job.workforce.pool.each(WithWeights(_evaluator(job), supernet), chosen):
         results[index] = result
         job.progress.advance("evaluations", len(results), len(chosen))
     return [Evaluated(a, results[i].accuracy, results[i].loss, INITIAL) for i, a in enumerate(chosen)]
+
+
+def _evaluator(job: Job) -> Evaluator:
+    """Evaluates on as many of the validation images as are enough to predict fronts anew."""
+    evaluator, split = job.evaluator, job.evaluator.split
+    chosen = np.random.default_rng([job.seed, 9]).permutation(len(split.labels))[: job.focus.images]
+    return Evaluator(evaluator.calibration, Split(split.images[chosen], split.labels[chosen]), evaluator.batch_size)
 
 
 def _fronts(job: Job, seen: list[Evaluated]) -> list[Architecture]:

@@ -3,7 +3,8 @@
 A supernet trains all networks of its space alike, and a search then looks at few of them: those that are worth their latency
 on a device. AttentiveNAS (arXiv:2011.09011) and GreedyNAS (arXiv:2003.11236) train promising networks more often. Here fronts
 come from the predictors that guide the search, so that they are those of the user's devices and objectives. What is predicted
-with a supernet that was trained shortly is a poor front; so fronts are predicted anew while the supernet becomes better.
+with a supernet that was trained shortly is a poor front; so fronts are predicted anew while the supernet becomes better. What
+is given is arithmetic, so with every front the epochs that are left are counted anew by what its networks take.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from spaces.errors import UserError
 from spaces.space import Space
 from spaces.supernet import Supernet
 
-DRAWS = 200  # networks whose arithmetic tells what an epoch takes
+DRAWS = 1000  # networks whose arithmetic tells what an epoch takes
+EVALUATED_AT_MOST = 1 / 3  # of the arithmetic
 MACS_PER_TRAINING = 3  # forward, and backward to activations and weights
 
 
@@ -31,10 +33,11 @@ class FocusSettings:
     """How a supernet is focused.
 
     Args:
-        share: arithmetic, as a share of what training the supernet took; 0 leaves the supernet as it is.
+        share: arithmetic, as a share of what training the supernet took, evaluations included; 0 leaves the supernet as it is.
         near: share of the steps that train networks like those of a front; the others train networks of all sizes.
         change: share of the choices of such a network that are drawn anew instead of taken from the front.
-        rounds: how often fronts are predicted, each time with the weights as they then are and for as many epochs.
+        rounds: how often fronts are predicted, each time with the weights as they then are and for as much arithmetic.
+        images: of the validation data, at most, on which networks are evaluated to predict fronts anew.
         learning_rate: its peak.
         candidates: predicted to find each front.
         networks: of each front, spread along it.
@@ -47,6 +50,7 @@ class FocusSettings:
     near: float = 0.8
     change: float = 0.05
     rounds: int = 3
+    images: int = 256
     learning_rate: float = 0.01
     candidates: int = 2000
     networks: int = 64
@@ -60,7 +64,7 @@ class FocusSettings:
             value = getattr(self, name)
             if type(value) not in (int, float) or not 0.0 <= value <= 1.0:
                 raise UserError(f"focus.{name} is {value!r}; allowed are shares from 0 to 1")
-        for name in ("rounds", "candidates", "networks"):
+        for name in ("rounds", "images", "candidates", "networks"):
             value = getattr(self, name)
             if type(value) is not int or value < 1:
                 raise UserError(f"focus.{name} is {value!r}; allowed are integers from 1")
@@ -76,11 +80,13 @@ class NearFronts(OnLabels):
 
     Attributes:
         rounds: the fronts so far, the last of which are trained.
+        until: epochs after which the present round is over.
     """
 
     def __init__(self, fronts: Sequence[Architecture], near: float, change: float) -> None:
         super().__init__()
         self.rounds, self.near, self.change = [list(fronts)], near, change
+        self.until = 0
 
     def prepare(self, supernet: Supernet, distillation: Distillation) -> None:
         self._space = supernet.space
@@ -89,8 +95,8 @@ class NearFronts(OnLabels):
         """Train networks like these from now on."""
         self.rounds.append(list(fronts))
 
-    def get_extra_state(self) -> list[list[str]]:
-        return [texts(fronts) for fronts in self.rounds]
+    def get_extra_state(self) -> dict[str, Any]:
+        return {"rounds": [texts(fronts) for fronts in self.rounds], "until": self.until}
 
     def set_extra_state(self, state: Any) -> None:
         """Go on with the fronts of a checkpoint.
@@ -99,10 +105,11 @@ class NearFronts(OnLabels):
             UserError: they are not networks of the space.
         """
         try:
-            self.rounds = [architectures(self._space, fronts) for fronts in state]
+            self.rounds = [architectures(self._space, fronts) for fronts in state["rounds"]]
+            self.until = int(state["until"])
             if not self.rounds or not self.rounds[-1]:
                 raise ValueError("no fronts")
-        except (TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"the checkpoint of the stage focus is damaged ({error}); delete the run's folder focus") from error
 
     def draw(self, space: Space, rng: np.random.Generator) -> Architecture:
@@ -132,21 +139,45 @@ def architectures(space: Space, found: Sequence[str]) -> list[Architecture]:
     return [space.architecture(Architecture.from_json(text)) for text in found]
 
 
-def renewals(epochs: int, rounds: int) -> list[int]:
-    """The epochs after which fronts are predicted anew, in so many rounds of about the same length."""
-    return sorted({round(epochs * number / rounds) for number in range(1, rounds)} - {0, epochs})
-
-
-def focusing_epochs(space: Space, strategy: NearFronts, images: int, macs: float, seed: int) -> int:
-    """Passes over the training data that `macs` multiply-accumulates pay for, at least one.
+@dataclass(frozen=True)
+class Budget:
+    """What focusing may take.
 
     Args:
-        space: of the networks.
-        strategy: draws them.
+        macs: multiply-accumulates in all.
+        evaluation_macs: what it takes to predict fronts anew, once.
+        rounds: how often fronts are predicted; fewer where that would take more than a third of `macs`.
         images: in the training data.
-        macs: that may be spent.
         seed: of the draws by which an epoch's arithmetic is estimated.
     """
-    rng = np.random.default_rng([seed, 7])
-    mean = float(np.mean([space.network(strategy.draw(space, rng)).macs for _ in range(DRAWS)]))
-    return max(1, round(macs / (MACS_PER_TRAINING * mean * images)))
+
+    macs: float
+    evaluation_macs: float
+    rounds: int
+    images: int
+    seed: int
+
+    def spent(self, strategy: NearFronts, training_macs: float) -> float:
+        """Multiply-accumulates so far; the first fronts are predicted from evaluations that are there without focusing."""
+        return training_macs + (len(strategy.rounds) - 1) * self.evaluation_macs
+
+    def plan(self, space: Space, strategy: NearFronts, done: int, training_macs: float) -> int:
+        """Plan the round that begins, and all that is left.
+
+        Args:
+            space: of the networks.
+            strategy: draws them; is told when the round is over.
+            done: epochs.
+            training_macs: that these took.
+
+        Returns:
+            Epochs in all, at least one more than are done.
+        """
+        rng = np.random.default_rng([self.seed, 7, len(strategy.rounds)])
+        mean = float(np.mean([space.network(strategy.draw(space, rng)).macs for _ in range(DRAWS)]))
+        affordable = 1 + int(EVALUATED_AT_MOST * self.macs / self.evaluation_macs)
+        rounds = max(1, min(self.rounds, affordable) - len(strategy.rounds) + 1)
+        left = self.macs - self.spent(strategy, training_macs) - (rounds - 1) * self.evaluation_macs
+        epochs = max(1, round(left / (MACS_PER_TRAINING * mean * self.images)))
+        strategy.until = done + max(1, round(epochs / rounds))
+        return done + epochs

@@ -88,8 +88,8 @@ class SupernetTraining(Training):
             zero_residuals(supernet)
         self.averaged = AveragedModel(supernet, multi_avg_fn=_averaging(averaging)) if averaging else None
         self.curve: list[Point] = []
-        self._processes = 1
-        self._measured_epochs = {round(epochs * (point + 1) / curve_points) for point in range(curve_points)}
+        self._processes, self._curve_points = 1, curve_points
+        self._planned: int | None = None
 
     @property
     def steps(self) -> int:
@@ -108,6 +108,10 @@ class SupernetTraining(Training):
         if not isinstance(averaged, Supernet):
             raise TypeError("averaged weights are not those of a supernet")
         return averaged
+
+    def plan(self, epochs: int) -> None:
+        """Train for another number of epochs in all, from the next epoch on; a checkpoint keeps it."""
+        self.epochs = self.trainer.fit_loop.max_epochs = self._planned = epochs
 
     def setup(self, stage: str) -> None:
         self._processes = self.trainer.world_size
@@ -187,12 +191,16 @@ class SupernetTraining(Training):
         if not np.isfinite(list(means.values())).all():
             raise UserError(self._diverged(", ".join(f"{value} ({name} network)" for name, value in means.items())))
         point = {"epoch": float(done), **{f"{name}_loss": value for name, value in means.items()}}
-        if done in self._measured_epochs and self.global_rank == 0:
+        if done in self._measured_epochs() and self.global_rank == 0:
             space, result = self.supernet.space, self.result
             point["validation_accuracy_largest"] = self.evaluator.evaluate(result, space.largest()).accuracy
             point["validation_accuracy_smallest"] = self.evaluator.evaluate(result, space.smallest()).accuracy
         self.curve.append(point)
         self.on_epoch(done, self.curve)
+
+    def _measured_epochs(self) -> set[int]:
+        """After which the curve has a point."""
+        return {round(self.epochs * (point + 1) / self._curve_points) for point in range(self._curve_points)}
 
     def on_fit_end(self) -> None:
         if self.averaged is not None:
@@ -201,10 +209,12 @@ class SupernetTraining(Training):
             weights.start_step(1, 1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["curve"], checkpoint["macs"] = self.curve, self.macs_done
+        checkpoint["curve"], checkpoint["macs"], checkpoint["planned"] = self.curve, self.macs_done, self._planned
 
     def on_load_checkpoint(self, checkpoint: Mapping[str, Any]) -> None:
         self.curve, self.supernet.macs_done = list(checkpoint["curve"]), int(checkpoint["macs"]) // self._processes
+        if checkpoint.get("planned") is not None:
+            self.plan(int(checkpoint["planned"]))
 
 
 def zero_residuals(supernet: Supernet) -> None:

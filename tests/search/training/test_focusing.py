@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 
 from search.training import Distillation
-from search.training.focusing import FocusSettings, NearFronts, focusing_epochs, renewals
+from search.training.focusing import Budget, FocusSettings, NearFronts
 from spaces.errors import UserError
 from spaces.mobile import MobileSpace
 from spaces.supernet import Supernet
@@ -38,18 +38,54 @@ def test_networks_are_drawn_near_the_fronts_and_of_all_sizes(small_space: Mobile
 
 
 def test_what_may_be_spent_is_spent(small_space: MobileSpace) -> None:
-    smallest = small_space.smallest()
-    strategy = NearFronts([smallest], 1.0, 0.0)
-    each = 3 * small_space.network(smallest).macs * 100
-    assert focusing_epochs(small_space, strategy, 100, 7 * each, 0) == 7
-    assert focusing_epochs(small_space, strategy, 100, 1.0, 0) == 1
+    """Fronts that are predicted anew have networks of another size: the epochs that are left are as many as these can take."""
+    small, large = small_space.smallest(), small_space.largest()
+    epoch_macs = {a: 3 * small_space.network(a).macs * 100 for a in (small, large)}
+    strategy = NearFronts([small], 1.0, 0.0)
+    macs = 20 * epoch_macs[small] + 9 * epoch_macs[large]
+    budget = Budget(macs, evaluation_macs=epoch_macs[large], rounds=2, images=100, seed=0)
+    total = (budget.macs - budget.evaluation_macs) / epoch_macs[small]
+    assert budget.plan(small_space, strategy, 0, 0.0) == round(total)
+    assert strategy.until == round(total / 2)
+    spent = strategy.until * epoch_macs[small]
+    strategy.renew([large])
+    epochs = budget.plan(small_space, strategy, strategy.until, spent)
+    assert strategy.until == epochs  # the last round
+    left = epochs - round(total / 2)
+    assert budget.spent(strategy, spent + left * epoch_macs[large]) == pytest.approx(budget.macs, abs=0.5 * epoch_macs[large])
 
 
-@pytest.mark.parametrize(
-    ("epochs", "rounds", "after"), [(48, 3, [16, 32]), (5, 1, []), (3, 3, [1, 2]), (2, 5, [1]), (1, 3, [])]
-)
-def test_fronts_are_predicted_anew_between_rounds_of_the_same_length(epochs: int, rounds: int, after: list[int]) -> None:
-    assert renewals(epochs, rounds) == after
+@pytest.mark.parametrize("rounds", [1, 2, 3, 5])
+def test_rounds_take_the_same_arithmetic_and_all_of_it(small_space: MobileSpace, rounds: int) -> None:
+    rng = np.random.default_rng(rounds)
+    budget = Budget(1e10, evaluation_macs=1e8, rounds=rounds, images=100, seed=0)
+    strategy, spent, taken, done = NearFronts([small_space.sample_spread(rng)], 1.0, 0.0), 0.0, [], 0
+    while True:
+        epochs = budget.plan(small_space, strategy, done, spent)
+        each = 300.0 * small_space.network(strategy.rounds[-1][0]).macs
+        taken.append((strategy.until - done) * each)
+        spent, done = spent + taken[-1], strategy.until
+        if done == epochs:
+            break
+        strategy.renew([small_space.sample_spread(rng)])
+    assert len(strategy.rounds) == rounds
+    assert budget.spent(strategy, spent) == pytest.approx(1e10, rel=0.02)
+    assert taken == pytest.approx([np.mean(taken)] * rounds, rel=0.1)
+
+
+def test_fronts_are_predicted_less_often_where_that_takes_too_much(small_space: MobileSpace) -> None:
+    strategy = NearFronts([small_space.smallest()], 1.0, 0.0)
+    epochs = Budget(3.1e9, evaluation_macs=1e9, rounds=3, images=100, seed=0).plan(small_space, strategy, 0, 0.0)
+    assert strategy.until == pytest.approx(epochs / 2, abs=1)  # two rounds
+    assert (
+        Budget(2.9e9, evaluation_macs=1e9, rounds=3, images=100, seed=0).plan(small_space, strategy, 0, 0.0) == strategy.until
+    )
+
+
+def test_a_budget_that_is_too_small_is_one_epoch(small_space: MobileSpace) -> None:
+    strategy = NearFronts([small_space.smallest()], 1.0, 0.0)
+    assert Budget(1.0, evaluation_macs=1e9, rounds=3, images=100, seed=0).plan(small_space, strategy, 4, 1e9) == 5
+    assert strategy.until == 5
 
 
 def test_the_fronts_of_a_checkpoint_are_trained_further(small_space: MobileSpace) -> None:
@@ -58,12 +94,19 @@ def test_the_fronts_of_a_checkpoint_are_trained_further(small_space: MobileSpace
     for strategy in (before, after):
         strategy.prepare(Supernet(small_space), Distillation())
     before.renew(second)
+    before.until = 7
     assert {before.draw(small_space, np.random.default_rng(i)) for i in range(20)} == set(second)
     after.load_state_dict(before.state_dict())
-    assert after.rounds == [first, second]
+    assert (after.rounds, after.until) == ([first, second], 7)
 
 
-@pytest.mark.parametrize("state", [None, [], [[]], [["no JSON"]], [['{"depth": 99}']], [[1]], 3])
+@pytest.mark.parametrize(
+    "state",
+    [
+        *(None, 3, {}, {"rounds": [["{}"]]}),
+        *({"rounds": r, "until": 1} for r in ([], [[]], [["no JSON"]], [['{"depth": 99}']], [[1]])),
+    ],
+)
 def test_fronts_of_a_checkpoint_that_are_none(small_space: MobileSpace, state: object) -> None:
     strategy = NearFronts([small_space.smallest()], 1.0, 0.0)
     strategy.prepare(Supernet(small_space), Distillation())
@@ -80,6 +123,7 @@ def test_fronts_of_a_checkpoint_that_are_none(small_space: MobileSpace, state: o
         {"near": 1.5},
         {"change": "some"},
         {"rounds": 0},
+        {"images": 0},
         {"candidates": 0},
         {"networks": 1.5},
     ],
@@ -94,7 +138,7 @@ def test_the_stage_focuses_and_the_study_searches_what_it_made(call: Call, finis
     run, whole = tmp_path / "run", tmp_path / "whole"
     for folder in (run, whole):
         shutil.copytree(finished, folder)
-    settings = ("stages=[focus,study,export,report]", "focus.share=1", "focus.candidates=40", "focus.learning_rate=0.02")
+    settings = ("stages=[focus,study,export,report]", "focus.share=3", "focus.candidates=40", "focus.learning_rate=0.02")
     assert call(tmp_path, "run=run", *settings, kill_before=["focus/last.ckpt", 2]).status == -signal.SIGKILL
     ended = call(tmp_path, "run=run", *settings)
     assert ended.status == 0, ended.err
@@ -115,6 +159,7 @@ def test_the_stage_focuses_and_the_study_searches_what_it_made(call: Call, finis
     before = json.loads((finished / "summary.json").read_text())
     assert summary["supernet"]["macs"] == before["supernet"]["macs"] + facts["macs"]
     assert len(facts["fronts"]) == 3
+    assert facts["macs"] == pytest.approx(3 * before["supernet"]["macs"], rel=0.2)  # of a few epochs only whole ones
     assert "predicted for x86, 3 times" in (run / "report.html").read_text()
     assert all(winner["verified"] for winner in summary["winners"])
 
