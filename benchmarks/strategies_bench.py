@@ -20,6 +20,7 @@ from search.building import build_job
 from search.job import Job
 from search.overrides import plain_settings
 from search.progress import StageProgress
+from search.run import Run
 from search.training.focusing import MACS_PER_TRAINING
 from search.training.parallel import Processes
 from search.training.strategy import Step
@@ -87,9 +88,7 @@ class Bench:
         epochs = self.epochs_of(supernet, float(length or 1.0) / (1.0 + FOCUS_SHARE if supernet in FOCUSED else 1.0))
         given = [*self.base_overrides(name), f"supernet.epochs={epochs}"]
         if supernet in FOCUSED:
-            per_image = self.plan["macs_per_image"]
-            total = self.epochs * float(length or 1.0) * per_image[PLAIN] / per_image[supernet]
-            given.append(f"focus.share={max(0.0, total / epochs - 1.0):.4f}")  # what whole epochs leave of the arithmetic
+            given.append(f"focus.share={self.focus_share(supernet, length, epochs):.4f}")
         if name in GRADIENT:
             given += [f"relaxation={name}", f"relaxation.epochs={self.member_epochs}"]
             given += [f"relaxation.cost_weights=[{','.join(map(str, self.members))}]"]
@@ -122,6 +121,14 @@ class Bench:
         """Epochs of a training strategy that take the arithmetic of `epochs` of the plain sandwich rule."""
         per_image = self.plan["macs_per_image"]
         return max(1, round(self.epochs * length * float(per_image[PLAIN] / per_image[strategy])))
+
+    def focus_share(self, supernet: str, length: str, epochs: int) -> float:
+        """What a supernet leaves of the arithmetic, as a share of what it took, or of what it will take."""
+        per_image, images = self.plan["macs_per_image"], self.plan["images"]["train"]
+        total = self.epochs * float(length or 1.0) * per_image[PLAIN] * images
+        facts = Run(self.run(f"{supernet}@{length}" if length else supernet)).facts("supernet")
+        taken = facts.get("macs", epochs * per_image[supernet] * images)
+        return float(max(0.0, total / taken - 1.0))
 
     @property
     def evaluations(self) -> tuple[int, int]:
@@ -165,10 +172,14 @@ def supernet_of(strategy: str) -> str:
     return strategy if strategy in (*TRAINING, INT8) else DEFAULT
 
 
+def is_focused(strategy: str) -> bool:
+    """Whether the weights that it searches are trained further near predicted fronts."""
+    return supernet_of(strategy.partition("@")[0]) in FOCUSED
+
+
 def training_stages(strategy: str) -> list[str]:
     """The stages of a run that make the weights which are searched."""
-    focused = supernet_of(strategy.partition("@")[0]) in FOCUSED
-    return ["space", "tables", "supernet", *(("predictors", "focus") if focused else ())]
+    return ["space", "tables", "supernet", *(("predictors", "focus") if is_focused(strategy) else ())]
 
 
 def own_overrides(strategy: str) -> list[str]:

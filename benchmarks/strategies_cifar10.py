@@ -25,7 +25,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -35,7 +35,18 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from benchmarks import strategies_report
-from benchmarks.strategies_bench import ALL, DEFAULT, GRADIENT, INT8, SEARCHING, TRAINING, Bench, arithmetic, training_stages
+from benchmarks.strategies_bench import (
+    ALL,
+    DEFAULT,
+    GRADIENT,
+    INT8,
+    SEARCHING,
+    TRAINING,
+    Bench,
+    arithmetic,
+    is_focused,
+    training_stages,
+)
 from benchmarks.strategies_phases import ALONE_PARTS, Phases
 from latency_lut.command import CONFIG_FOLDER
 from search.data.contract import digest, files_digest
@@ -126,30 +137,33 @@ class Schedule:
         """Training strategies to run: the default always, as gradient searches and the equal arithmetic are made with it."""
         return [DEFAULT, *(s for s in TRAINING if s in self.options.strategies and s != DEFAULT)]
 
-    @property
-    def waves(self) -> list[list[tuple[str, list[str]]]]:
-        """Phases with their commands; those of a wave do not depend on each other."""
+    def waves(self) -> Iterator[list[tuple[str, list[str]]]]:
+        """Phases with their commands; those of a wave do not depend on each other, but on what the waves before left."""
         bench, chosen = self.bench, self.options.strategies
         own = [*self.training, *((INT8,) if INT8 in chosen else ())]
         searching, gradient = ([s for s in family if s in chosen] for family in (SEARCHING, GRADIENT))
         timing = "timing:" + "+".join((*own, *searching, *gradient))
         shorter = [f"{DEFAULT}@{length}" for length in bench.lengths]
         alone = [f"alone:{length}:{part}" for length in ("1.0", "equal", *bench.lengths) for part in range(ALONE_PARTS)]
-        return [
-            [("tables", bench.search_command(DEFAULT, ["space", "tables"]))],
-            [(f"tables:{s}", bench.search_command(s, ["space", "tables"])) for s in own if s == INT8],
-            [(f"supernet:{s}", bench.search_command(s, training_stages(s))) for s in (*own, *shorter)]
-            + [(name, self.own(name)) for name in alone],
-            [(f"search:{s}", bench.search_command(s, ["predictors", "study"])) for s in own]
-            + [(f"judge:{s}", self.own(f"judge:{s}")) for s in (*self.training, *shorter)],
-            [
-                (f"search:{s}", bench.search_command(s, [*training_stages(s), "predictors", last]))
-                for last, family in (("study", searching), ("relax", gradient))
-                for s in family
-            ],
-            [(f"front:{s}", self.own(f"front:{s}")) for s in (DEFAULT, INT8) if INT8 in chosen],
-            [(timing, self.own(timing))],
+        yield [("tables", bench.search_command(DEFAULT, ["space", "tables"]))]
+        yield [(f"tables:{s}", bench.search_command(s, ["space", "tables"])) for s in own if s == INT8]
+        yield [(f"supernet:{s}", bench.search_command(s, ["space", "tables", "supernet"])) for s in (*own, *shorter)]
+        focused = [s for s in (*own, *shorter) if is_focused(s)]
+        yield [
+            *((f"focus:{s}", bench.search_command(s, training_stages(s))) for s in focused),
+            *((name, self.own(name)) for name in alone),
         ]
+        yield [
+            *((f"search:{s}", bench.search_command(s, ["predictors", "study"])) for s in own),
+            *((f"judge:{s}", self.own(f"judge:{s}")) for s in (*self.training, *shorter)),
+        ]
+        yield [
+            (f"search:{s}", bench.search_command(s, [*training_stages(s), "predictors", last]))
+            for last, family in (("study", searching), ("relax", gradient))
+            for s in family
+        ]
+        yield [(f"front:{s}", self.own(f"front:{s}")) for s in (DEFAULT, INT8) if INT8 in chosen]
+        yield [(timing, self.own(timing))]
 
     def own(self, phase: str) -> list[str]:
         """The command of a phase that this benchmark does itself."""
@@ -162,7 +176,7 @@ class Schedule:
             UserError: a phase failed.
         """
         arithmetic(self.bench)
-        for wave in self.waves:
+        for wave in self.waves():
             with ThreadPoolExecutor(self.bench.jobs) as pool:
                 list(pool.map(self._do, wave))
 

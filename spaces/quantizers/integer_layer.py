@@ -18,8 +18,8 @@ def fine_levels(encoded: EncodedWeight) -> tuple[np.ndarray, np.ndarray]:
     """Levels (int8, shape of the weight) and scales `(out,)`, float32, of a weight with integer codes.
 
     Levels of few bits are multiplied up: the product of the scales of input and weight is the step of the bias, which would be
-    as coarse as the weights are. Up to 64 in magnitude, two products with bytes fit into the 16 bits of x86 kernels that have
-    no VNNI.
+    as coarse as the weights are. Up to 64 in magnitude, two products with bytes fit into 16 bits, in which onnxruntime adds
+    them by default on x86 CPUs without VNNI.
     """
     codes = encoded.codes.cpu().numpy().astype(np.int8)
     scales = np.broadcast_to(encoded.scales.cpu().numpy().astype(np.float32).reshape(-1), len(codes))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from benchmarks.strategies_bench import TRAINING, Bench, arithmetic, supernet_of
 from benchmarks.strategies_cifar10 import Schedule, parse
 from benchmarks.strategies_phases import ALONE_PARTS, Phases
 from search.__main__ import do_stage
+from search.run import Run
 from search.stages import STAGES
 
 SMALL = [
@@ -79,6 +81,15 @@ def test_what_whole_epochs_leave_of_the_arithmetic_is_focused_with(bench: Bench,
     assert spent == pytest.approx(7 * float(length or 1) * per_image["bignas"], rel=1e-3)
 
 
+def test_what_a_supernet_took_in_fact_is_what_counts(bench: Bench, tmp_path: Path) -> None:
+    own = replace(bench, epochs=7, work=str(tmp_path))
+    shutil.copy(Path(bench.work, "plan.json"), tmp_path)
+    total = 7 * bench.plan["macs_per_image"]["bignas"] * bench.plan["images"]["train"]
+    Run(own.run("focused")).do("supernet", "key", [], lambda: {"macs": int(0.4 * total)})
+    for strategy in ("focused", "random"):  # which searches in the former's supernet
+        assert "focus.share=1.5000" in own.overrides(strategy)
+
+
 def test_networks_trained_alone_are_the_same_every_time_and_spread_over_sizes(bench: Bench) -> None:
     space = bench.job("focused").space
     six, others = (replace(bench, networks=6, seed=seed) for seed in (3, 4))
@@ -90,10 +101,11 @@ def test_networks_trained_alone_are_the_same_every_time_and_spread_over_sizes(be
 
 
 def test_phases_give_the_figures_and_the_picture(bench: Bench, tmp_path: Path) -> None:
-    job = bench.job("focused")
-    for stage in STAGES:
-        if stage.name in ("space", "tables", "supernet", "predictors", "focus", "study"):
-            do_stage(job, stage, None)
+    stages = {stage.name: stage for stage in STAGES}
+    for names in (("space", "tables", "supernet"), ("predictors", "focus", "study")):
+        job = bench.job("focused")
+        for name in names:
+            do_stage(job, stages[name], None)
     phases = [f"alone:{length}:{part}" for length in ("1.0", "equal") for part in range(ALONE_PARTS)]
     for phase in (*phases, "judge:focused", "front:focused", "timing:focused"):
         Phases(bench).run(phase)
@@ -103,7 +115,7 @@ def test_phases_give_the_figures_and_the_picture(bench: Bench, tmp_path: Path) -
     assert before == {path: path.stat().st_mtime_ns for path in before}
     rows = json.loads(bench.result_path("timing").read_text())["rows"]
     assert all(0.0 <= row["finished"] <= 1.0 for row in rows if row["strategy"] == "focused")
-    for phase in ("supernet:focused", "search:focused"):
+    for phase in ("supernet:focused", "focus:focused", "search:focused"):
         bench.cost_path(phase).parent.mkdir(exist_ok=True)
         bench.cost_path(phase).write_text('{"cpu_s": 1.0, "wall_s": 2.0, "peak_mib": 3.0}')
     (tmp_path / "strategies.md").write_text(f"before\n{strategies_report.BEGIN}old{strategies_report.END}\nafter\n")
@@ -122,16 +134,16 @@ def test_phases_give_the_figures_and_the_picture(bench: Bench, tmp_path: Path) -
 
 def test_gradient_strategies_search_in_the_default_supernet_after_it_is_there(arguments: list[str]) -> None:
     options = parse([*arguments, "strategies=tangle"])
-    waves = [[name for name, _ in wave] for wave in Schedule(options).waves]
+    waves = [[name for name, _ in wave] for wave in Schedule(options).waves()]
     place = {name: index for index, names in enumerate(waves) for name in names}
-    assert place["supernet:focused"] < place["search:tangle"] < place["timing:focused+tangle"]
+    assert place["supernet:focused"] < place["focus:focused"] < place["search:tangle"] < place["timing:focused+tangle"]
     assert "supernet:tangle" not in place
     assert "supernet=single_path" in options.bench.overrides("tangle")
 
 
 def test_search_strategies_search_in_the_default_supernet_and_int8_in_its_own(arguments: list[str]) -> None:
     options = parse([*arguments, "strategies=uniform_int8,training_free"])
-    names = [name for wave in Schedule(options).waves for name, _ in wave]
+    names = [name for wave in Schedule(options).waves() for name, _ in wave]
     assert {"supernet:uniform_int8", "tables:uniform_int8", "search:training_free"} <= set(names)
     assert not {"supernet:training_free", "judge:uniform_int8"} & set(names)
     assert {"supernet=single_path", "study=training_free"} <= set(options.bench.overrides("training_free"))

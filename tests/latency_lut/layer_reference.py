@@ -19,9 +19,6 @@ from spaces.precision import parse_precision
 from spaces.quantizers import EncodedWeight, QuantizerSettings, activation_grid, quantizer_of
 from spaces.tokens import EPSILON
 
-# Levels above 128 saturate in the integer kernels of processors without VNNI; that is theirs, not ours.
-BORDER_LEVELS = 128
-
 
 def specs() -> list[LayerSpec]:
     conv = LayerSpec("conv2d", 9, 6, 7, 6)
@@ -272,7 +269,7 @@ class Example:
 
 def border(rng: np.random.Generator, shape: tuple[int, ...], bits: int) -> np.ndarray:
     if bits == 8:
-        return rng.integers(0, BORDER_LEVELS + 1, shape) * BORDER_SCALE
+        return rng.integers(0, 256, shape) * BORDER_SCALE
     return rng.uniform(-1, 1, shape).astype(np.float32).astype(np.float64)
 
 

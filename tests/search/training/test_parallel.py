@@ -84,7 +84,7 @@ def test_it_resumes_on_another_number_of_processes(folders: tuple[Path, Path], t
 
 
 def test_the_command_line_starts_the_others(tmp_path: Path, tiny_job: tuple[str, ...]) -> None:
-    stages = ("stages=[space,tables,supernet,predictors,focus]", "focus.share=1", "focus.candidates=40")
+    stages = ("stages=[space,tables,supernet,predictors,focus]", "focus.share=3", "focus.candidates=40")
     command = [sys.executable, "-m", "search", *tiny_job, f"run={tmp_path / 'run'}", *stages]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
