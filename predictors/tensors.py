@@ -56,6 +56,7 @@ class _Layer:
         self.name, self.spec = node.name, node.spec
         self.layout = borders(node.spec, lowering, description)
         self.block = block_of(node.spec, lowering, description)
+        self.dynamic = lowering.startswith("dynamic")  # quantizes its floats itself
         self.gathers, self.precise = lowering.startswith("gather"), description.get("integer_kernels") == PRECISE
         spec = self.spec
         kept = kept_inputs(spec.sparsity, spec.in_channels) * GROUP_BLOCKS if self.gathers else spec.in_channels
@@ -225,6 +226,11 @@ class _Run:
             own = self._next(layer, own, layer.read, spec.input_bits // 8)
         if spec.input_bits < FLOAT_BITS:
             own = self._next(layer, own, layer.read, FLOAT_BYTES)
+        if layer.dynamic:
+            own = self._next(layer, own, layer.read, 1)
+            if spec.operator == "conv2d":  # sums in integers, a tensor of their own
+                buffers.scratch(_columns_bytes(layer))
+                own = self._next(layer, own, (spec.output_elements, 1, 1), FLOAT_BYTES)
         if own is not None and layer.block:
             channels = -(-layer.read[0] // layer.block) * layer.block
             own = self._next(layer, own, (channels, *layer.read[1:]), FLOAT_BYTES)
@@ -232,7 +238,7 @@ class _Run:
         if layer.fuses and skip is not None:
             self._release(skip)  # the sum is written over it
         output = buffers.take((channels, *layer.made[1:]), FLOAT_BYTES)
-        buffers.scratch(spec.scratch_bytes + _columns_bytes(layer))
+        buffers.scratch(spec.scratch_bytes + (0 if layer.dynamic else _columns_bytes(layer)))
         self._done(layer, own)
         foreign = bool(layer.block)
         if foreign and (spec.output_bits < FLOAT_BITS or (spec.skip_bits and not layer.fuses)):
@@ -271,11 +277,12 @@ class _Run:
 
 
 def _columns_bytes(layer: _Layer) -> int:
-    """Of a float convolution that does not run on blocks: its input, a column per output."""
+    """Of a convolution that takes and gives plain channels: its input, a column per output."""
     spec = layer.spec
-    if layer.block or spec.operator != "conv2d" or spec.kernel == 1 or spec.depthwise:
+    if layer.block or spec.operator != "conv2d" or spec.kernel == 1 or (spec.depthwise and not layer.dynamic):
         return 0
-    return FLOAT_BYTES * spec.kernel**2 * spec.in_channels // spec.groups * spec.out_height * spec.out_width
+    item_bytes = 1 if layer.dynamic else FLOAT_BYTES
+    return item_bytes * spec.kernel**2 * spec.in_channels // spec.groups * spec.out_height * spec.out_width
 
 
 def _integer_scratch_bytes(layer: _Layer) -> int:

@@ -124,7 +124,8 @@ def borders(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]
 def block_of(spec: LayerSpec, lowering: str, description: Mapping[str, str | int]) -> int:
     """Channels in a block of a float convolution that runs on blocks of channels (NCHWc); 0 for every other layer."""
     block = _block(description)
-    fills = spec.operator == "conv2d" and not spec.integer and _fills_blocks(spec, lowering.startswith("gather"), block)
+    floats = spec.operator == "conv2d" and not spec.integer and not lowering.startswith("dynamic")
+    fills = floats and _fills_blocks(spec, lowering.startswith("gather"), block)
     return block if fills else 0
 
 
