@@ -49,7 +49,7 @@ class FocusSettings:
     share: float = 3.0
     near: float = 0.8
     change: float = 0.05
-    rounds: int = 3
+    rounds: int = 2
     images: int = 256
     learning_rate: float = 0.01
     candidates: int = 2000
