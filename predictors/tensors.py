@@ -229,8 +229,10 @@ class _Run:
         if layer.dynamic:
             own = self._next(layer, own, layer.read, 1)
             if spec.operator == "conv2d":  # sums in integers, a tensor of their own
+                sums = buffers.take((spec.output_elements, 1, 1), FLOAT_BYTES)
                 buffers.scratch(_columns_bytes(layer))
-                own = self._next(layer, own, (spec.output_elements, 1, 1), FLOAT_BYTES)
+                buffers.drop(own)
+                own = sums
         if own is not None and layer.block:
             channels = -(-layer.read[0] // layer.block) * layer.block
             own = self._next(layer, own, (channels, *layer.read[1:]), FLOAT_BYTES)
