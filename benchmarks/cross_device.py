@@ -48,11 +48,10 @@ from search.stages.find import read_fronts
 from search.training.parallel import Processes
 from search.winners import Exporter, pick, uniform
 from spaces.choice import Architecture, Option
-from spaces.precision import FLOAT
+from spaces.precision import FLOAT, INT8
 from spaces.space import Space
 
 DEFAULTS = ("device=[x86,wasm]", "stages=[space,tables,supernet,predictors,focus,study]")
-INT8 = "w8a8"
 LONGEST_SPAN = 3  # layers that change their precision together
 NOISE = 0.01  # share by which two timings may differ
 
@@ -180,18 +179,34 @@ def per_layer(space: Space, predictor: LatencyPredictor, shape: Architecture) ->
         return predictor.predict(space.network(architecture))[0]
 
     names = [choice.name for choice in space.choices if choice.kind == "precision" and choice.name in shape]
-    best = min((uniform(space, shape, precision) for precision in (FLOAT, INT8)), key=us)
+    precisions = (FLOAT, int8_of(space))
+    best = min((uniform(space, shape, precision) for precision in precisions), key=us)
     best_us, improved = us(best), True
     while improved:
         improved = False
         for first in range(len(names)):
             for span in range(1, LONGEST_SPAN + 1):
-                for precision in (FLOAT, INT8):
+                for precision in precisions:
                     values: dict[str, Option] = {**best, **dict.fromkeys(names[first : first + span], precision)}
                     changed = space.completed(values)
                     if changed != best and (found := us(changed)) < best_us:
                         best, best_us, improved = changed, found, True
     return best
+
+
+def int8_of(space: Space) -> str:
+    """The precision of a space's int8 layers.
+
+    Raises:
+        SystemExit: it has none.
+    """
+    options = {option for choice in space.choices if choice.kind == "precision" for option in choice.options}
+    found = [precision for precision in INT8 if precision in options]
+    if not found:
+        raise SystemExit(
+            f"error: space {space.name} has no int8 layers; allowed are spaces with {' or '.join(INT8)} and {FLOAT}"
+        )
+    return found[0]
 
 
 def precision_figures(us: Mapping[Architecture, float], shapes: Sequence[Mapping[str, Architecture]]) -> dict[str, float]:
@@ -218,7 +233,7 @@ def cross(job: Job, folder: Path, rounds: int, most: int) -> dict[str, Any]:
         shapes = [
             {
                 "float": shape,
-                "int8": uniform(job.space, shape, INT8),
+                "int8": uniform(job.space, shape, int8_of(job.space)),
                 "per_layer": per_layer(job.space, job.latency[name], shape),
             }
             for shape in dense

@@ -61,7 +61,7 @@ class Case:
 def cases() -> Iterator[Case]:
     yield Case("fp32", 0.0)
     precisions = {
-        0.02: ("w8a8", "w8d8", "w8"),
+        0.02: ("w8a8", "w7a8", "w8d8", "w7d8", "w8"),
         0.04: ("w4a8", "w4", "w4@32", "w4@tensor", "w4@inputs", "power4", "codebook4", "w3"),
         0.08: ("w2", "w2@32", "w2a8", "ternary", "ternary_a8", "codebook2"),
         0.15: ("binary", "binary_a8", "partial@1/8"),

@@ -188,7 +188,7 @@ def own_overrides(strategy: str) -> list[str]:
         published = ("every=1", "random_networks=2", "spread=false")
         return ["supernet=sandwich", "supernet.distillation.labels=0.0", *(f"supernet.strategy.{p}" for p in published)]
     if strategy == INT8:
-        return ["supernet=single_path", "space.precisions=[w8a8]", "space.sparsities=[dense]"]
+        return ["supernet=single_path", "space.precisions=[w7a8]", "space.sparsities=[dense]"]
     supernet = supernet_of(strategy)
     given = ["supernet=single_path" if supernet == DEFAULT else f"supernet={supernet}"]
     if strategy == "upper_confidence":

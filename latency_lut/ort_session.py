@@ -23,7 +23,8 @@ def session_options(threads: int) -> ort.SessionOptions:
     would take the cores from the one that is visited. They wait for longer than the time between two runs, and no longer.
 
     On x86 CPUs without VNNI, products of bytes are added in 16 bits, which integer weights of 8 bits overflow: outputs would be
-    wrong. There, and only there, the precise mode takes kernels that add in 32 bits.
+    wrong. There, and only there, the precise mode takes kernels that add in 32 bits, for every layer with a weight beyond 64 in
+    magnitude; those of 7 bits keep the fast ones.
     """
     options = ort.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from latency_lut.ort_session import PRECISE
 from latency_lut.runtimes.onnxruntime import block_of, borders
 from spaces.layers import INPUT, Network, Node
-from spaces.precision import FLOAT_BITS
+from spaces.precision import BYTE_PRODUCT_BITS, FLOAT_BITS
 from spaces.sparsity import GROUP_BLOCKS, kept_inputs
 
 ALIGNMENT_BYTES = 256  # of onnxruntime's arena
@@ -57,8 +57,9 @@ class _Layer:
         self.layout = borders(node.spec, lowering, description)
         self.block = block_of(node.spec, lowering, description)
         self.dynamic = lowering.startswith("dynamic")  # quantizes its floats itself
-        self.gathers, self.precise = lowering.startswith("gather"), description.get("integer_kernels") == PRECISE
         spec = self.spec
+        overflows = spec.arithmetic.weight_bits > BYTE_PRODUCT_BITS
+        self.gathers, self.precise = lowering.startswith("gather"), overflows and description.get("integer_kernels") == PRECISE
         kept = kept_inputs(spec.sparsity, spec.in_channels) * GROUP_BLOCKS if self.gathers else spec.in_channels
         self.read = (kept, spec.height, spec.width)
         self.made = (spec.out_channels, spec.out_height, spec.out_width)

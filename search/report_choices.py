@@ -14,13 +14,13 @@ import plotly.graph_objects as go
 
 from latency_lut.figures import figure_of, safe, shown
 from latency_lut.pays_figure import pays_figure
-from search.report_figures import BLUE, GREEN, GREY, ORANGE, PINK, SKY, hover_of
+from search.report_figures import BLUE, GREEN, GREY, ORANGE, PINK, RED, SKY, hover_of
 from search.report_text import Summary, microseconds
 from spaces.errors import UserError
 from spaces.sparsity import parse
 
-PRECISIONS = {"fp32": ("float", ORANGE), "w8a8": ("int8", BLUE)}
-OTHER_COLOURS = (PINK, GREEN, SKY)
+PRECISIONS = {"fp32": ("float", ORANGE), "w7a8": ("int8, weights of 7 bits", BLUE), "w8a8": ("int8", SKY)}
+OTHER_COLOURS = (PINK, GREEN, RED)
 
 
 def layers(summary: Summary) -> go.Figure | None:

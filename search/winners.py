@@ -32,7 +32,7 @@ from search.objectives import Objective
 from spaces.choice import Architecture, Option
 from spaces.files import write_atomically
 from spaces.layers import LayerSpec, Network
-from spaces.precision import FLOAT
+from spaces.precision import FLOAT, INT8
 from spaces.space import Space
 
 CARD_SCHEMA = 1
@@ -260,10 +260,11 @@ def baselines_of(
         ("largest_float", "largest_float", None, uniform(space, space.largest(), FLOAT))
     ]
     precisions = {option for choice in space.choices if choice.kind == "precision" for option in choice.options}
-    for family, precision in (("uniform_int8", "w8a8"), ("uniform_float", FLOAT)):
-        if precision not in precisions:
-            continue  # such a baseline would be the winner itself
-        rows += [(f"{family} of winner {r}", family, r, uniform(space, a, precision)) for r, a in enumerate(winners, 1)]
+    for family, allowed in (("uniform_int8", INT8), ("uniform_float", (FLOAT,))):
+        found = [precision for precision in allowed if precision in precisions]  # with another it would be the winner itself
+        for precision in found:
+            of = family if len(found) == 1 else f"{family} ({precision})"
+            rows += [(f"{of} of winner {r}", family, r, uniform(space, a, precision)) for r, a in enumerate(winners, 1)]
     rows += [(f"random {index}", "random", None, a) for index, a in enumerate(random_front, 1)]
     distinct = {
         (family, architecture): (name, family, rank, architecture) for name, family, rank, architecture in reversed(rows)

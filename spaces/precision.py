@@ -4,8 +4,9 @@ A precision is written as text: an option of a choice, a field of a `LayerSpec` 
 
     fp32                    float weights, float arithmetic
     w8a8  w4a8  w2a8        integer weights; 8-bit activations with a fixed, calibrated range: integer arithmetic
+    w7a8                    the same; two products with bytes fit into 16 bits, which x86 CPUs without VNNI are fast at
     ternary_a8  binary_a8   the same with the levels -1, 0, 1 or -1, 1
-    w8d8  w4d8@32           integer weights; the input is rounded to 8 bits by its own range in every run, the output is float
+    w8d8  w7d8  w4d8@32     integer weights; the input is rounded to 8 bits by its own range in every run, the output is float
     fp8                     8-bit floats (e4m3) for weights and, by its own range in every run, the input; the output is float
     w8  w4  w3  w2          integer weights alone, one scale per output channel; float arithmetic
     w4@32                   one scale per 32 inputs of each output channel
@@ -28,7 +29,9 @@ from spaces.errors import UserError
 
 FLOAT, FLOAT8 = "fp32", "fp8"
 FLOAT_BITS = 32
-INTEGER_BITS = (2, 3, 4, 8)
+INT8 = ("w8a8", "w7a8")  # what is meant by int8: products of bytes, a scale per output channel
+INTEGER_BITS = (2, 3, 4, 7, 8)
+BYTE_PRODUCT_BITS = 7  # of weights, so that the sum of two of their products with bytes fits into 16 bits
 PER_CHANNEL, PER_TENSOR, PER_INPUT = "channel", "tensor", "inputs"
 
 _INTEGER = re.compile(r"w(\d+)([ad]8)?(?:@(\d+|tensor|inputs))?")
@@ -118,8 +121,8 @@ def parse_precision(text: str) -> Precision:
     if precision is None:
         named = [k.example + (f", {k.example}_a8" if k.integer_levels else "") for k in KINDS.values()]
         raise UserError(
-            f"precision {text!r}; allowed are fp32, fp8, w8a8 w4a8 w3a8 w2a8, w8d8, w8 w4 w3 w2 (with @tensor, @inputs or a "
-            f"block size such as @32), w4d8@32, {', '.join(named)}"
+            f"precision {text!r}; allowed are fp32, fp8, w8a8 w7a8 w4a8 w3a8 w2a8, w8d8 w7d8, w8 w4 w3 w2 (with @tensor, "
+            f"@inputs or a block size such as @32), w4d8@32, {', '.join(named)}"
         )
     return precision
 
@@ -133,13 +136,15 @@ def _integer(text: str) -> Precision | None:
     block = isinstance(scales, int)
     if block and (scales < 16 or scales & (scales - 1)):  # type: ignore[operator]
         return None
-    # Integer kernels take one scale per output channel; a block of inputs has a scale of its own on both sides of d8.
+    # Integer kernels take one scale per output channel; a block of inputs has a scale of its own on both sides of d8. 7 bits
+    # are for kernels that multiply bytes: stored they take 8, like those of `w8`.
+    bits = int(match[1])
     allowed = {
-        "float": True,
+        "float": bits != BYTE_PRODUCT_BITS,
         "static": scales in (PER_CHANNEL, PER_TENSOR),
-        "dynamic": block or (scales == PER_CHANNEL and match[1] == "8"),
+        "dynamic": (scales == PER_CHANNEL and bits >= BYTE_PRODUCT_BITS) or (block and bits != BYTE_PRODUCT_BITS),
     }
-    return Precision(text, "integer", int(match[1]), activations, scales) if allowed[activations] else None
+    return Precision(text, "integer", bits, activations, scales) if allowed[activations] else None
 
 
 def _named(text: str) -> Precision | None:

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from latency_lut.graph import GraphBuilder, Tensor
 from spaces.layers import LayerSpec
-from spaces.precision import FLOAT, FLOAT_BITS
+from spaces.precision import BYTE_PRODUCT_BITS, FLOAT, FLOAT_BITS
 from spaces.quantizers import EncodedWeight, activation_grid
 
 ONNX, PROGRAM = "onnx", "pt2"  # kinds of models, by the ending of their files
@@ -58,6 +58,15 @@ Core = Callable[..., ir.Value]  # of graph, layer, weights and input; of a progr
 def as_itself(spec: LayerSpec) -> LayerSpec:
     """A layer that costs what it says."""
     return spec
+
+
+def as_byte_products(spec: LayerSpec) -> LayerSpec:
+    """Weights of fewer bits run in the kernels for bytes; without VNNI x86 CPUs have others for those of 8 bits.
+
+    Levels of few bits are multiplied up, see `spaces.quantizers.integer_layer`, but not beyond those of 7 bits.
+    """
+    bits = max(spec.arithmetic.weight_bits, BYTE_PRODUCT_BITS)
+    return replace(spec, precision=f"w{bits}a8")
 
 
 def as_dense_float(spec: LayerSpec) -> LayerSpec:

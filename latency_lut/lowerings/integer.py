@@ -1,6 +1,6 @@
 """Integer arithmetic with fixed activation ranges, written as QuantizeLinear / DequantizeLinear, which runtimes fuse.
 
-Weights of fewer than 8 bits run in the kernels for 8.
+Weights of fewer than 8 bits run in the kernels for bytes.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from latency_lut.graph import GraphBuilder, Tensor
-from latency_lut.lowerings.base import LayerWeights, lowering, range_of
+from latency_lut.lowerings.base import LayerWeights, as_byte_products, lowering, range_of
 from latency_lut.lowerings.floating import has_groups
 from latency_lut.lowerings.nodes import bias_of, encoded_weight, flat, gathered, kept_columns, operator, weight_of
 from latency_lut.lowerings.packing import integer_levels
@@ -21,14 +21,10 @@ from spaces.quantizers.integer_layer import fine_levels, with_bias
 from spaces.sparsity import GROUP_BLOCKS
 
 
-def _as_w8a8(spec: LayerSpec) -> LayerSpec:
-    return replace(spec, precision="w8a8")
-
-
 @lowering(
     "qdq_u8",
     lambda spec: spec.integer and not spec.rank,
-    lambda spec: replace(spec, precision="w8a8", sparsity="dense"),
+    lambda spec: replace(as_byte_products(spec), sparsity="dense"),
     integer_kernels=1,
 )
 def qdq_u8(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -> ir.Value:
@@ -39,7 +35,7 @@ def qdq_u8(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -
     return operator(g, spec, g.dequantize(x, "in_dq"), weight, bias, spec.groups)
 
 
-@lowering("gather_groups_qdq", lambda spec: spec.integer and has_groups(spec), _as_w8a8, integer_kernels=1)
+@lowering("gather_groups_qdq", lambda spec: spec.integer and has_groups(spec), as_byte_products, integer_kernels=1)
 def gather_groups_qdq(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -> ir.Value:
     """`group` sparsity in integers: the gather runs on bytes."""
     dense = weight_of(weights)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from latency_lut.graph import GraphBuilder, Tensor
-from latency_lut.lowerings.base import LayerWeights, lowering, range_of
+from latency_lut.lowerings.base import LayerWeights, as_byte_products, lowering, range_of
 from latency_lut.lowerings.floating import computes_in_floats
 from latency_lut.lowerings.integer import integer_weights, levels_of, quantized_input
 from latency_lut.lowerings.nodes import bias_of, encoded_weight, flat, operator, values_of, weight_of
@@ -54,7 +54,7 @@ def factors_multiplied(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, 
 @lowering(
     "two_factors_qdq",
     lambda spec: bool(spec.rank) and spec.integer,
-    lambda spec: replace(spec, precision="w8a8"),
+    as_byte_products,
     integer_kernels=2,
 )
 def two_factors_qdq(g: GraphBuilder, spec: LayerSpec, weights: LayerWeights, x: Tensor) -> ir.Value:

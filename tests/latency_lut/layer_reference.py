@@ -76,10 +76,11 @@ def formats() -> list[LayerSpec]:
     found = [replace(s, precision=p) for s, p in itertools.product((conv, linear), floats)]
     zeros = (p for p in floats if parse_precision(p).has_zero)
     found += [replace(sparse, precision=p) for p in zeros]
-    integers = ("w4a8", "w2a8", "w4a8@tensor", "ternary_a8", "binary_a8")
+    integers = ("w7a8", "w4a8", "w2a8", "w4a8@tensor", "ternary_a8", "binary_a8")
     found += [replace(conv, precision=p, input_bits=8, output_bits=8) for p in integers]
     found += [replace(linear, precision=p, input_bits=8) for p in integers]
     found += [replace(s, precision="w8d8") for s in (conv, replace(conv, sparsity="2:4"), linear)]
+    found += [replace(s, precision="w7d8") for s in (conv, linear)]
     found += [replace(linear, precision=p) for p in ("w8@16", "w4@64", "w2@16", "w8d8@32", "w4d8@32", "w4d8@16")]
     found += [
         replace(conv, activation="hard_swish", precision=p, input_bits=b, output_bits=b, skip_bits=s)

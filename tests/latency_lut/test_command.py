@@ -74,7 +74,7 @@ def command(tmp_path, monkeypatch, capsys):
         (["space.stem=[0]"], "stem are [0]"),
         (['space.sparsities=["3:7"]'], "stem are [8, 16]: 3:7 sparsity needs input channels divisible by 7, got 8; change"),
         (["space.sparsities=[block5x1@1/2]"], "output channels divisible by 5, got 8; change that width or leave it dense"),
-        (["space.precisions=[w5a8]"], "precision 'w5a8'; allowed are fp32, fp8, w8a8 w4a8"),
+        (["space.precisions=[w5a8]"], "precision 'w5a8'; allowed are fp32, fp8, w8a8 w7a8 w4a8"),
         (["space.ranks=['3/2']"], "rank '3/2'; allowed are full and shares of the smaller side between 0 and 1"),
         (["space.ranks=['200']"], "rank '200'; allowed are full and shares of the smaller side between 0 and 1"),
         (["+space.colour=3"], "colour"),

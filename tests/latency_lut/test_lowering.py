@@ -157,6 +157,34 @@ def test_integer_weights_of_few_bits_are_packed_and_run_as_bytes_do(largest: Lay
         assert layer_bytes(spec, name, "layer") == pytest.approx(len(small), abs=350)  # the border's nodes are not its own
 
 
+@pytest.mark.parametrize("precision", ["w7a8", "w7d8", "w4a8", "w2a8", "ternary_a8", "binary_a8"])
+@pytest.mark.parametrize("largest", [LayerSpec("conv2d", 64, 48, 3, 3, 3), LayerSpec("linear", 300, 97)], ids=str)
+def test_products_of_weights_up_to_7_bits_need_no_precise_kernels(largest: LayerSpec, precision: str) -> None:
+    """The largest products with bytes, by default kernels, whose outputs would saturate on CPUs without VNNI."""
+    bits = 32 if precision.endswith("d8") else 8
+    spec = replace(largest, precision=precision, input_bits=bits, output_bits=bits)
+    weights = random_weights(spec, np.random.default_rng(0))
+    weight, high = np.abs(weights.weight), (weights.input_range or (0.0, 0.0))[1]
+    largest_sum = high * weight.reshape(len(weight), -1).sum(1).max()
+    weights = replace(weights, weight=weight, output_range=(0.0, largest_sum), sum_range=(0.0, largest_sum))
+    model = build_layer(spec, applicable(spec)[0], weights)
+    outputs = []
+    for precise in ("0", "1"):
+        options = session_options(1)
+        options.add_session_config_entry("session.x64quantprecision", precise)
+        session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        name, kind = session.get_inputs()[0].name, np.uint8 if bits == 8 else np.float32
+        outputs.append(np.asarray(session.run(None, {name: np.full(session.get_inputs()[0].shape, 255, kind)})[0]))
+    np.testing.assert_array_equal(*outputs)
+
+
+def test_layers_are_priced_as_the_kernels_that_they_run_on() -> None:
+    for name, spec in CASES:
+        if spec.integer and LOWERINGS[name].model_kind == "onnx":
+            measured = pair_key(spec, name)[0]
+            assert measured.precision == ("w8a8" if spec.arithmetic.weight_bits == 8 else "w7a8")
+
+
 def test_a_switched_off_channel_takes_no_more_bits() -> None:
     """Its grid is widened for its bias; its levels stay multiples of the others' step."""
     spec = LayerSpec("conv2d", 64, 64, 3, 3, precision="w4a8", input_bits=8, output_bits=8)

@@ -93,7 +93,7 @@ def copy(finished: Path, tmp_path: Path) -> Path:
         ("space.stem=[0]", ["stem"]),
         ('space.sparsities=["3:7",dense]', ["3:7", "divisible by 7, got 8", "change that width or leave it dense"]),
         ("space.sparsities=[half]", ["'half'", "group@1/2, 2:4"]),
-        ("space.precisions=[w5a8]", ["'w5a8'", "w8a8 w4a8 w3a8 w2a8"]),
+        ("space.precisions=[w5a8]", ["'w5a8'", "w8a8 w7a8 w4a8 w3a8 w2a8"]),
         ("space.ranks=['3/2',full]", ["'3/2'", "shares of the smaller side between 0 and 1"]),
         ("space.activations=[relu,selective] space.sparsities=[dense]", ["selective", "space.sparsities=[dense,group@1/2]"]),
         ("space.hidden=[wide]", ["hidden", "plain, iso_flop"]),
