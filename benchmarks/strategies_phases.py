@@ -83,7 +83,9 @@ class Phases:
         supernet = Supernet(job.space, job.estimators)
         given = {"learning_rate": bench.learning_rate, "epochs": epochs, "curve_points": 0}
         training = job.training(supernet=supernet, strategy=Alone(architecture), seed=bench.seed, evaluator=evaluator, **given)
-        train(training, job.ready_data, Path(bench.work) / "alone" / length / architecture_key(architecture))
+        train(
+            training, job.ready_data, Path(bench.work) / "alone" / length / architecture_key(architecture), job.processes.single
+        )
         return {"accuracy": evaluator.evaluate(supernet, architecture).accuracy, "macs": training.macs_done, "epochs": epochs}
 
     def _judge(self, strategy: str) -> None:
@@ -109,7 +111,8 @@ class Phases:
         share = job.finish.share * bench.epochs * bench.plan["macs_per_image"][PLAIN] * job.train_images
         epochs = finishing_epochs(job.space, a, job.train_images, share, networks)
         folder = Path(bench.work) / "finished" / strategy / architecture_key(a)
-        own = finish_network(job.supernet, a, teacher, evaluator, job.ready_data, epochs, job.finish, bench.seed, folder)
+        parts = (job.supernet, a, teacher, evaluator, job.ready_data, epochs, job.finish, bench.seed, folder)
+        own = finish_network(*parts, processes=job.processes.single)
         return {"accuracy": evaluator.evaluate(own, a).accuracy, "macs": own.macs_done, "epochs": epochs}
 
     def _finish_front(self, strategy: str) -> None:

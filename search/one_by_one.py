@@ -26,6 +26,7 @@ from search.evaluation import Evaluation, Evaluator
 from search.pool import Pool
 from search.training.alone import AloneSettings, train_alone
 from search.training.finishing import architecture_key
+from search.training.parallel import Processes
 from search.training.parts import Trainings
 from search.workers import Workers
 from spaces.choice import Architecture
@@ -149,12 +150,20 @@ class AloneTrainer:
         data: training batches.
         evaluator: measures them on validation data.
         seed: of initial weights and of the data's order, the same for all networks.
+        processes: on what, one process.
     """
 
     def __init__(
-        self, space: Space, settings: AloneSettings, data: pl.LightningDataModule, evaluator: Evaluator, seed: int
+        self,
+        space: Space,
+        settings: AloneSettings,
+        data: pl.LightningDataModule,
+        evaluator: Evaluator,
+        seed: int,
+        processes: Processes | None = None,
     ) -> None:
         self.space, self.settings, self.data, self.evaluator, self.seed = space, settings, data, evaluator, seed
+        self.processes = processes
 
     def __call__(
         self, item: tuple[Architecture, int], folder: Path, on_epoch: Callable[[int], None], limit_s: float
@@ -164,7 +173,7 @@ class AloneTrainer:
         network = modules_of(self.space).module(architecture)
         how = (self.settings, epochs, self.seed, self.data, self.evaluator.calibration)
         try:
-            train_alone(network, *how, folder, on_epoch, limit_s)
+            train_alone(network, *how, folder, on_epoch, limit_s, self.processes)
         except UserError as error:
             raise UserError(f"network {architecture.to_json()}: {error}") from error
         weights = save({name: tensor.detach().clone().contiguous() for name, tensor in state_of(network).items()})

@@ -52,7 +52,7 @@ class Workforce:
         """
         job = self.job
         if isinstance(job.networks, TrainedNetworks):
-            trainer = AloneTrainer(job.space, job.training(), job.ready_data, job.evaluator, job.seed)
+            trainer = AloneTrainer(job.space, job.training(), job.ready_data, job.evaluator, job.seed, job.processes.single)
             return Halving(job.networks, trainer, self._promoted, self.pool, job.progress.advance)
         if job.storage is None:
             return PoolWorkers(self.pool, WithWeights(job.evaluator, job.supernet))

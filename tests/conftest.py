@@ -35,6 +35,7 @@ TINY_SPACE = (
     "space.expansions=[2]",
     "space.kernels=[3]",
     "space.head=[16]",
+    "space.precisions=[w8a8,fp32]",
     "data.resolutions=[8]",
 )
 TINY_JOB = (

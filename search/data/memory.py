@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from torch import Tensor
 
 from search.data.contract import digest
@@ -98,11 +98,12 @@ def shift_and_flip(images: Tensor, shift: int, flip: bool, generator: torch.Gene
     if not shift and not flip:
         return images
     n, channels, height, width = images.shape
-    rows, columns = torch.arange(height).expand(n, -1), torch.arange(width).expand(n, -1)
+    device = images.device  # what is drawn does not depend on it
+    rows, columns = (torch.arange(size, device=device).expand(n, -1) for size in (height, width))
     if flip:
-        columns = torch.where(torch.rand(n, 1, generator=generator) < 0.5, columns.flip(1), columns)
+        columns = torch.where((torch.rand(n, 1, generator=generator) < 0.5).to(device), columns.flip(1), columns)
     if shift:
-        offsets = torch.randint(0, 2 * shift + 1, (2, n, 1), generator=generator)
+        offsets = torch.randint(0, 2 * shift + 1, (2, n, 1), generator=generator).to(device)
         rows, columns = rows + offsets[0], columns + offsets[1]
         images = F.pad(images, (shift, shift, shift, shift))
     pixels = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).reshape(n, 1, -1).expand(-1, channels, -1)
@@ -143,19 +144,27 @@ class Batches:
             generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
             indices = indices[torch.randperm(len(indices), generator=generator)]
         rank, ranks = self.share()
-        for chunk in indices.tensor_split(len(self)):
-            images = module.labelled.images.index_select(0, chunk)  # ten times as fast as [chunk]
+        whole, labels = (tensor.to(self.device()) for tensor in (module.labelled.images, module.labelled.labels))
+        for chunk in indices.to(self.device()).tensor_split(len(self)):
+            images = whole.index_select(0, chunk)  # ten times as fast as [chunk]
             if self.training:
                 images = shift_and_flip(images, module.shift, module.flip, generator)
                 images, chunk = images.tensor_split(ranks)[rank], chunk.tensor_split(ranks)[rank]
-            yield module.normalise(images), module.labelled.labels.index_select(0, chunk)
+            yield module.normalise(images), labels.index_select(0, chunk)
 
     def share(self) -> tuple[int, int]:
         """Of each batch, the part that this process trains on, and in how many it is cut; the whole outside of training."""
+        trainer = self._trainer()
+        return (0, 1) if trainer is None else (trainer.global_rank, trainer.world_size)
+
+    def device(self) -> torch.device:
+        """Where batches are made: where a trainer trains, so that a GPU gets the images once an epoch and augments itself."""
+        trainer = self._trainer()
+        return torch.device("cpu") if trainer is None else trainer.strategy.root_device
+
+    def _trainer(self) -> Trainer | None:
         trainer = self.module.trainer
-        return (
-            (trainer.global_rank, trainer.world_size) if self.training and trainer is not None and trainer.training else (0, 1)
-        )
+        return trainer if self.training and trainer is not None and trainer.training else None
 
 
 class InMemoryImages(LightningDataModule, ABC):
@@ -225,7 +234,7 @@ class InMemoryImages(LightningDataModule, ABC):
 
     def normalise(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] to float32 [N, C, H, W]."""
-        mean, std = (value[:, None, None] * self.white for value in self.mean_and_std)
+        mean, std = (value[:, None, None].to(images.device) * self.white for value in self.mean_and_std)
         return images.float().sub_(mean).div_(std)
 
     def fingerprint(self) -> str:

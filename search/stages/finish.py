@@ -37,7 +37,7 @@ def finish_winners(job: Job) -> Facts:
         job.progress.advance(f"epochs of {len(chosen)} winners", sum(done.values()), sum(epochs.values()))
 
     if missing:
-        trainer = Finisher(job.supernet, job.evaluator, job.ready_data, job.finish, job.seed)
+        trainer = Finisher(job.supernet, job.evaluator, job.ready_data, job.finish, job.seed, job.processes.single)
         wanted = [((a, epochs[a]), _folder(job, a)) for a in missing]
         for index, finished in Trainings(job.workforce.pool, trainer).run(wanted, on_epoch):
             architecture = missing[index]

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from search.training.fit import Training, train
+from search.training.parallel import Processes
 from search.training.schedule import check_schedule, rate_factor
 from spaces.errors import UserError
 
@@ -121,6 +122,7 @@ def train_alone(
     folder: Path,
     on_epoch: Callable[[int], None] = lambda done: None,
     limit_s: float = math.inf,
+    processes: Processes | None = None,
 ) -> None:
     """Train a network until `epochs` are done, going on from the last checkpoint in `folder`; then in evaluation mode.
 
@@ -134,6 +136,7 @@ def train_alone(
         folder: receives `last.ckpt`.
         on_epoch: called after each epoch with the epochs done.
         limit_s: see `search.training.fit.train`.
+        processes: likewise.
 
     Raises:
         UserError: the loss is not finite.
@@ -141,7 +144,7 @@ def train_alone(
     """
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = AloneTraining(network, settings, epochs, seed)
-    train(training, data, folder, on_epoch=on_epoch, limit_s=limit_s)
+    train(training, data, folder, processes, on_epoch, limit_s)
     recalibrate(network, calibration)
 
 

@@ -24,6 +24,7 @@ from search.training.distillation import Distillation
 from search.training.fit import train
 from search.training.focusing import MACS_PER_TRAINING
 from search.training.module import SupernetTraining
+from search.training.parallel import Processes
 from search.training.strategy import Losses, Step, Strategy
 from spaces.choice import Architecture
 from spaces.errors import UserError
@@ -135,6 +136,7 @@ def finish_network(
     folder: Path,
     on_epoch: Callable[[int], None] = lambda epoch: None,
     limit_s: float = math.inf,
+    processes: Processes | None = None,
 ) -> Supernet:
     """A copy of the supernet in which one network is finished; the others are not to be used.
 
@@ -150,6 +152,7 @@ def finish_network(
         folder: receives the checkpoint, from which a killed finishing goes on.
         on_epoch: called after each epoch with the epochs done.
         limit_s: see `search.training.fit.train`.
+        processes: likewise.
 
     Raises:
         PausedError: the limit was reached before the end.
@@ -167,7 +170,7 @@ def finish_network(
         distillation=Distillation(teacher, settings.labels, settings.temperature),
         curve_points=0,
     )
-    train(training, data, folder, on_epoch=on_epoch, limit_s=limit_s)
+    train(training, data, folder, processes, on_epoch, limit_s)
     return own
 
 
@@ -197,12 +200,20 @@ class Finisher:
         data: training batches.
         settings: how they are finished.
         seed: of the order of the data.
+        processes: on what, one process.
     """
 
     def __init__(
-        self, supernet: Supernet, evaluator: Evaluator, data: pl.LightningDataModule, settings: FinishSettings, seed: int
+        self,
+        supernet: Supernet,
+        evaluator: Evaluator,
+        data: pl.LightningDataModule,
+        settings: FinishSettings,
+        seed: int,
+        processes: Processes | None = None,
     ) -> None:
         self.supernet, self.evaluator, self.data, self.settings, self.seed = supernet, evaluator, data, settings, seed
+        self.processes = processes
 
     @cached_property
     def teacher(self) -> RememberingTeacher:
@@ -215,7 +226,7 @@ class Finisher:
         """Finish an architecture for so many epochs; see `search.training.parts.Trainer`."""
         architecture, epochs = item
         parts = (self.supernet, architecture, self.teacher, self.evaluator, self.data, epochs, self.settings, self.seed)
-        own = finish_network(*parts, folder, on_epoch, limit_s)
+        own = finish_network(*parts, folder, on_epoch, limit_s, self.processes)
         before = self.evaluator.evaluate(self.supernet, architecture).accuracy
         after = self.evaluator.evaluate(own, architecture).accuracy
         weights = save({name: value.contiguous() for name, value in own.state_dict().items()}) if after > before else None

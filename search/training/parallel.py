@@ -14,7 +14,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
@@ -33,7 +33,7 @@ OWN_GROUP = "netwright"  # names the group of processes that the first one start
 
 @dataclass(frozen=True)
 class Processes:
-    """On what the supernet is trained, and focused.
+    """On what the supernet is trained, and focused, and with a process each what is finished or trained alone.
 
     Args:
         accelerator: Lightning's, `cpu` or `gpu`.
@@ -66,6 +66,11 @@ class Processes:
     def count(self) -> int:
         """Processes in all."""
         return self.devices * self.num_nodes
+
+    @property
+    def single(self) -> Processes:
+        """One process of the kind, for networks that are trained alone."""
+        return replace(self, devices=1, num_nodes=1)
 
     @property
     def rank(self) -> int:

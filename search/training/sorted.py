@@ -9,8 +9,8 @@ from spaces.errors import UserError
 class Sorted(OnLabels):
     """Every step adds up the gradients of several sub-models, each trained on the labels; nobody teaches.
 
-    Sub-models of a supernet are nested by how it cuts weights: the first channels, the first blocks. They are drawn at sizes
-    that spread from the smallest to the largest, so that a nested order is trained in each step.
+    Sub-models of a supernet are nested by how it cuts weights: the first channels, the first blocks. Each is drawn by itself,
+    at a size anywhere between the smallest and the largest.
 
     Args:
         networks: sub-models per step.

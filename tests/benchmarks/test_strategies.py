@@ -147,7 +147,7 @@ def test_search_strategies_search_in_the_default_supernet_and_int8_in_its_own(ar
     assert {"supernet:uniform_int8", "tables:uniform_int8", "search:training_free"} <= set(names)
     assert not {"supernet:training_free", "judge:uniform_int8"} & set(names)
     assert {"supernet=single_path", "study=training_free"} <= set(options.bench.overrides("training_free"))
-    assert {"supernet=single_path", "space.precisions=[w8a8]"} <= set(options.bench.overrides("uniform_int8"))
+    assert {"supernet=single_path", "space.precisions=[w7a8]"} <= set(options.bench.overrides("uniform_int8"))
 
 
 def test_int8_is_compared_at_equal_latency_and_at_equal_accuracy() -> None:

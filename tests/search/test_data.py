@@ -282,6 +282,13 @@ def test_augmentation_differs_within_a_batch_and_can_be_off() -> None:
     assert torch.equal(shift_and_flip(images, 0, False, generator), images)
 
 
+def test_augmentation_works_where_the_images_are() -> None:
+    """On torch's device without memory, where a tensor of another device is refused as on a GPU."""
+    images = torch.zeros(4, 3, 8, 6, dtype=torch.uint8, device="meta")
+    moved = shift_and_flip(images, 2, True, torch.Generator().manual_seed(0))
+    assert (moved.device, moved.shape, moved.dtype) == (images.device, images.shape, images.dtype)
+
+
 def test_only_training_images_are_augmented_and_labels_stay_with_them(tmp_path: Path) -> None:
     """The red channel tells the row of an image: it must come with that row's label, at every place of the batch."""
     data = parquet(write_parquet(tmp_path / "a.parquet"), shift=0)

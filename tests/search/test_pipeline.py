@@ -24,7 +24,7 @@ from spaces.supernet import Supernet
 from spaces.weights import Estimators
 
 PATTERNS = ["dense", "group@1/2", "2:4", "block4x1@1/2", "unstructured@1/4"]
-WITH_ZERO = ["w8a8", "w4a8", "w4", "w2@16", "w4@inputs", "ternary_a8", "power4", "fp32"]
+WITH_ZERO = ["w8a8", "w7a8", "w4a8", "w4", "w2@16", "w4@inputs", "ternary_a8", "power4", "fp32"]
 WITHOUT_ZERO = ["binary", "binary_a8", "codebook4", "partial@1/8", "w3a8", "w8d8", "w4@tensor"]
 # Untrained networks have logits that lie close together.
 LOOSE = Tolerances(agreement=0.96)

@@ -17,7 +17,7 @@ from rich.console import Console
 from search.report import DEVICE_FIGURES, SHARED_FIGURES, print_front, write_report
 from search.report_choices import layers
 from search.report_devices import contrast, overview
-from search.report_text import PER_DEVICE, measured_where, microseconds, pareto, plus_minus, takeaway, views
+from search.report_text import PER_DEVICE, measured_where, microseconds, pareto, plus_minus, supernet_cost, takeaway, views
 from spaces.errors import UserError
 
 EXAMPLE: dict[str, Any] = json.loads(Path(__file__).with_name("summary_example.json").read_text(encoding="utf-8"))
@@ -196,6 +196,21 @@ def test_page_says_what_the_search_left_out(text: str, tmp_path: Path) -> None:
     assert "precision 8 of stem" in told
     summary["study"]["left_out"] = {"options": 0, "of": 137, "devices": ["x86"], "what": []}
     assert "The search left out nothing" in Page(written(summary, tmp_path)).text
+
+
+def test_the_cost_of_the_supernet_is_told_in_networks_trained_alone() -> None:
+    supernet: dict[str, Any] = {"macs": 6e12, "winner_alone_macs": 2e12, "winner_finishing_macs": 0.0, "pays_from_winners": 3}
+    text = supernet_cost({"supernet": supernet})
+    assert "as much as 3.0 networks" in text
+    assert text.endswith("it pays from 3 winners on.")
+    assert "Finishing" not in text
+    finished = supernet_cost({"supernet": supernet | {"winner_finishing_macs": 3e11, "pays_from_winners": 4}})
+    assert "Finishing took 5.0 % of that for each winner" in finished
+    assert finished.endswith("it pays from 4 winners on.")
+    never = supernet_cost({"supernet": supernet | {"winner_finishing_macs": 3e12, "pays_from_winners": None}})
+    assert never.endswith("Finishing costs more than training alone.")
+    assert not supernet_cost({})
+    assert not supernet_cost({"supernet": {"macs": 6e12}})
 
 
 def test_no_speedup_is_claimed_where_nothing_is_beaten(tmp_path: Path) -> None:
