@@ -41,6 +41,7 @@ def write(bench: Bench, strategies: Sequence[str], docs: Path | None) -> Figures
         "supernet_pays": pays(bench),
         "over_uniform_int8": {kind: over_int8(timing, kind) for kind in KINDS} if INT8 in rows else None,
         "gap_points_by_epochs": curve(bench),
+        "processor_s": sum(json.loads(path.read_text())["cpu_s"] for path in bench.cost_path("all").parent.glob("*.json")),
         "setting": bench.setting,
         "rows": bench.rows,
         "epochs": bench.epochs,
@@ -48,7 +49,7 @@ def write(bench: Bench, strategies: Sequence[str], docs: Path | None) -> Figures
     }
     write_atomically(Path(bench.work) / "figures.json", json.dumps(result, indent=1))
     if docs is not None:
-        picture(rows, timing, docs / "strategies.png")
+        picture(result, timing, docs / "strategies.png")
         path = docs / "strategies.md"
         text = path.read_text()
         before, _, rest = text.partition(BEGIN)
@@ -198,6 +199,7 @@ def tables(result: Mapping[str, Any]) -> str:
         lines += ["", *(against_int8(over[kind], kind) for kind in KINDS)]
     by_length = ", ".join(f"{epochs}: {gap:+.1f}" for epochs, gap in by_epochs.items())
     lines += ["", f"Gap without any retraining, in points, by epochs of the networks trained alone: {by_length}."]
+    lines += ["", f"All phases together took {result['processor_s'] / 60:.0f} minutes of processor."]
     return "\n".join(lines) + "\n"
 
 
@@ -227,9 +229,12 @@ def shown(value: float | None, form: str) -> str:
     return "none" if value is None else form.format(value)
 
 
-def picture(rows: Mapping[str, Figures], timing: Mapping[str, Any], path: Path) -> None:
-    """Measured fronts, and how far inherited and finished networks are from those trained alone."""
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 5), layout="constrained")
+def picture(result: Mapping[str, Any], timing: Mapping[str, Any], path: Path) -> None:
+    """Measured fronts, how far inherited and finished networks are from those trained alone, and that over the length."""
+    rows = result["strategies"]
+    figure, (left, right, last) = pyplot.subplots(
+        1, 3, figsize=(14, 5), layout="constrained", gridspec_kw={"width_ratios": (5, 5, 2)}
+    )
     for colour, strategy in zip(cycle(COLOURS), rows, strict=False):
         front = sorted((r["us"], 100.0 * r["accuracy"]) for r in timing["rows"] if r["strategy"] == strategy)
         dashes = "--" if strategy in GRADIENT else ":" if strategy in (*SEARCHING, "random") else "-."
@@ -245,6 +250,10 @@ def picture(rows: Mapping[str, Figures], timing: Mapping[str, Any], path: Path) 
     right.set_xticks(at, [f"{s}\ntau {rows[s]['tau']:.2f}" for s in own])
     right.set_ylabel("points below the same networks trained alone")
     right.legend(fontsize=8)
+    last.plot(*zip(*result["gap_points_by_epochs"].items(), strict=True), "o-", color=COLOURS[0])
+    last.axhline(0.0, color="black", linewidth=0.8)
+    last.set(xlabel="epochs of the networks\ntrained alone", title=f"{DEFAULT}, as inherited")
+    last.axhline(5.0, color="black", linewidth=0.8, linestyle=":")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110, metadata={"Software": ""})
     pyplot.close(figure)
