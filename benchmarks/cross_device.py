@@ -46,7 +46,7 @@ from search.overrides import override_key, plain_settings, saved_overrides
 from search.progress import StageProgress
 from search.stages.find import read_fronts
 from search.training.parallel import Processes
-from search.winners import Exporter, pick, uniform
+from search.winners import Exporter, offered, pick, uniform
 from spaces.choice import Architecture, Option
 from spaces.precision import FLOAT, INT8
 from spaces.space import Space
@@ -200,8 +200,7 @@ def int8_of(space: Space) -> str:
     Raises:
         SystemExit: it has none.
     """
-    options = {option for choice in space.choices if choice.kind == "precision" for option in choice.options}
-    found = [precision for precision in INT8 if precision in options]
+    found = offered(space, INT8)
     if not found:
         raise SystemExit(
             f"error: space {space.name} has no int8 layers; allowed are spaces with {' or '.join(INT8)} and {FLOAT}"

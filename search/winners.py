@@ -252,6 +252,12 @@ def uniform(space: Space, architecture: Architecture, precision: str) -> Archite
     return space.completed(values)  # a layer that becomes dense has a rank to choose
 
 
+def offered(space: Space, precisions: Sequence[str]) -> list[str]:
+    """Which of these precisions layers of a space can choose, in their order."""
+    options = {option for choice in space.choices if choice.kind == "precision" for option in choice.options}
+    return [precision for precision in precisions if precision in options]
+
+
 def baselines_of(
     space: Space, winners: Sequence[Architecture], random_front: Sequence[Architecture]
 ) -> list[tuple[str, str, int | None, Architecture]]:
@@ -259,9 +265,8 @@ def baselines_of(
     rows: list[tuple[str, str, int | None, Architecture]] = [
         ("largest_float", "largest_float", None, uniform(space, space.largest(), FLOAT))
     ]
-    precisions = {option for choice in space.choices if choice.kind == "precision" for option in choice.options}
     for family, allowed in (("uniform_int8", INT8), ("uniform_float", (FLOAT,))):
-        found = [precision for precision in allowed if precision in precisions]  # with another it would be the winner itself
+        found = offered(space, allowed)  # with another it would be the winner itself
         for precision in found:
             of = family if len(found) == 1 else f"{family} ({precision})"
             rows += [(f"{of} of winner {r}", family, r, uniform(space, a, precision)) for r, a in enumerate(winners, 1)]
