@@ -68,6 +68,7 @@ SPECS = [
     LayerSpec("conv2d", 16, 24, 8, 8, 1, skip_bits=8, **BYTES),
     LayerSpec("conv2d", 16, 16, 8, 8, 1, sparsity="group@1/4", **BYTES),
     LayerSpec("linear", 24, 10, precision="w8a8", input_bits=8),
+    LayerSpec("linear", 24, 10, precision="w7a8", input_bits=8),
     LayerSpec("conv2d", 16, 16, 8, 8, 3, precision="w2", activation="hard_swish"),
     LayerSpec("conv2d", 16, 16, 8, 8, 3, precision="codebook4"),
     LayerSpec("conv2d", 48, 48, 6, 6, 3, **{**BYTES, "precision": "w2a8"}),
