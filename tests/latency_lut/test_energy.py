@@ -1,8 +1,6 @@
 """Energy meters on a copy of powercap's folder and on a stand-in of NVIDIA's library; without a meter there is no energy."""
 
 import sys
-import threading
-import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -42,23 +40,18 @@ def powercap(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def burning(powercap):
-    """The first package's counter goes up with time: 10 W, by a clock of its own, past the end of its range."""
-    stop, begin = threading.Event(), time.perf_counter()
+def burning(powercap, monkeypatch):
+    """The first package's counter goes up with time, past its range: 10 W, counted when read, as Linux does."""
+    begin = energy.time.perf_counter()
 
-    def count():
-        while not stop.is_set():
-            uj = int(RANGE_UJ - 2_000_000 + 10e6 * (time.perf_counter() - begin)) % RANGE_UJ
-            temporary = powercap[0].with_name("new")
-            temporary.write_text(str(uj))
-            temporary.replace(powercap[0])
-            time.sleep(0.0005)
+    def read(path):
+        if path == powercap[0]:
+            return str(int(RANGE_UJ - 2_000_000 + 10e6 * (energy.time.perf_counter() - begin)) % RANGE_UJ)
+        return original(path)
 
-    thread = threading.Thread(target=count)
-    thread.start()
-    yield 10.0
-    stop.set()
-    thread.join()
+    original = energy._text
+    monkeypatch.setattr(energy, "_text", read)
+    return 10.0
 
 
 def test_packages_are_added_up_and_nothing_is_counted_twice(powercap):
@@ -119,15 +112,28 @@ def test_without_a_meter_there_is_no_energy(x86, powercap):
 
 
 class Model:
-    """A model of a known speed."""
+    """A model of a known speed, and a clock that only its runs move."""
+
+    now_s = 0.0
 
     def visit(self, seconds):
-        time.sleep(max(seconds, 0.001))
+        self.now_s += seconds + 0.001
         return 250.0
 
+    def perf_counter(self):
+        return self.now_s
 
-def test_energy_is_power_times_the_time_of_a_run(burning):
-    assert run_energy_uj(Model(), RaplMeter(), 0.4) == pytest.approx(burning * 250.0, rel=0.1)
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A model whose runs are all that takes time."""
+    model = Model()
+    monkeypatch.setattr(energy, "time", model)
+    return model
+
+
+def test_energy_is_power_times_the_time_of_a_run(clock, burning):
+    assert run_energy_uj(clock, RaplMeter(), 0.4) == pytest.approx(burning * 250.0, rel=0.001)
 
 
 def test_a_meter_that_stands_still_is_not_believed(powercap):
