@@ -69,6 +69,12 @@ class Regressor(Protocol):
     def predict(self, features: np.ndarray, return_std: bool) -> tuple[np.ndarray, np.ndarray]: ...
 
 
+class RanksNetworks(Protocol):
+    """What a search asks: something that ranks networks as accuracy does, and its standard deviation, for features `(n, f)`."""
+
+    def predict(self, features: np.ndarray) -> tuple[np.ndarray, np.ndarray]: ...
+
+
 @dataclass(frozen=True)
 class AccuracyQuality:
     """Rank correlation on held-out evaluations (0 where there is nothing to rank), with the pairs it was computed from."""

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from predictors.accuracy import AccuracyPredictor, accuracy_features
+from predictors.accuracy import RanksNetworks, accuracy_features
 from predictors.energy import EnergyPredictor
 from predictors.latency import LatencyPredictor
 from predictors.memory import MemoryPredictor
@@ -79,7 +79,7 @@ class PredictedValues:
         counted = {"macs": network.macs, "parameters": network.parameters, "memory": network.peak_activation_bytes}
         return float(counted[objective.quantity])
 
-    def predict(self, architectures: Sequence[Architecture], accuracy: AccuracyPredictor) -> list[Values]:
+    def predict(self, architectures: Sequence[Architecture], accuracy: RanksNetworks) -> list[Values]:
         """All values, accuracy from its predictor (always there, as `accuracy`)."""
         if not architectures:
             return []

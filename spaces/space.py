@@ -96,11 +96,17 @@ class Space(ABC):
         ends of the front. Here each kind of choice draws a quantile around which its options are taken.
         """
         centre = {kind: rng.uniform() for kind in self.kinds}
-        values = {}
-        for choice in self.choices:
-            position = np.clip(centre[choice.kind] + rng.normal(0.0, 0.25), 0.0, 1.0 - 1e-9)
-            values[choice.name] = choice.options[int(position * len(choice.options))]
-        return self.architecture(values)
+        return self.architecture({choice.name: _leaning(choice, centre[choice.kind], rng) for choice in self.choices})
+
+    def sample_kind(self, rng: np.random.Generator, architecture: Architecture) -> Architecture:
+        """An architecture like another one but in one kind of choices, which lean together towards small or large.
+
+        What is left of a kind where each choice changes by itself is a few places; whether all kernels should be larger shows
+        only when they are.
+        """
+        kind, centre = self.kinds[rng.integers(len(self.kinds))], rng.uniform()
+        values = {c.name: c.options[rng.integers(len(c.options))] for c in self.choices} | dict(architecture)
+        return self.architecture(values | {c.name: _leaning(c, centre, rng) for c in self.choices if c.kind == kind})
 
     def sample_near(self, rng: np.random.Generator, architecture: Architecture, change: float) -> Architecture:
         """An architecture like another one: each choice is drawn anew with probability `change`, and otherwise kept."""
@@ -200,3 +206,9 @@ class Space(ABC):
 
 def _active(choice: Choice, values: Mapping[str, Option]) -> bool:
     return choice.when is None or values.get(choice.when[0]) in choice.when[1]
+
+
+def _leaning(choice: Choice, centre: float, rng: np.random.Generator) -> Option:
+    """An option near a relative position of all, 0 the first and 1 the last."""
+    position = np.clip(centre + rng.normal(0.0, 0.25), 0.0, 1.0 - 1e-9)
+    return choice.options[int(position * len(choice.options))]

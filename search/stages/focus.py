@@ -6,35 +6,33 @@ import copy
 import hashlib
 import json
 import time
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
 import numpy as np
 from safetensors.torch import save
 
-from search.evaluation import Evaluation, Evaluator, Split
-from search.evaluations import INITIAL, Evaluated
-from search.fronts import choose
+from predictors.accuracy import RanksNetworks, accuracy_features
+from predictors.losses import LossPredictor
+from search.candidates import propose
+from search.evaluations import INITIAL
+from search.fronts import choose, evaluated_front
 from search.job import FOCUS_FOLDER, FOCUSED_FILE, FRONTS_FILE, Job
-from search.left_out import NOTHING
 from search.objectives import Goal
 from search.run import Facts
 from search.stages.learn import evaluate_first
-from search.strategies.guided import Guided
-from search.strategies.strategy import Round
-from search.study import no_scores
+from search.strategies.guided import with_precision_runs
 from search.training import Distillation, SupernetTraining, train
 from search.training.focusing import Budget, NearFronts, architectures, texts
 from search.training.module import Point
 from search.training.parallel import JOIN_FROM_OUTSIDE, text_of_the_first
-from search.workers import WithWeights
 from spaces.choice import Architecture
 from spaces.errors import UserError
 from spaces.files import write_atomically
-from spaces.supernet import Supernet
 
 LOOK_EVERY_S = 0.5  # at what the first process has done
+REFERENCE = 300  # networks of all sizes that tell how far features spread
 
 
 def focus_supernet(job: Job) -> Facts:
@@ -51,15 +49,14 @@ def focus_supernet(job: Job) -> Facts:
             "the supernet was trained by an earlier version, its cost is unknown; train it again: stages=[supernet]"
         )
     settings = job.focus
-    fronts, evaluation_macs = _first_fronts(job)
-    strategy = NearFronts(fronts, settings.near, settings.change)
-    budget = Budget(settings.share * macs, evaluation_macs, settings.rounds, job.train_images, job.seed)
+    strategy = NearFronts(_first_fronts(job), settings.near, settings.change, settings.together)
+    budget = Budget(settings.share * macs, settings.rounds, job.train_images, job.seed)
     epochs = budget.plan(job.space, strategy, 0, 0.0)
     supernet = copy.deepcopy(job.supernet)
 
     def on_epoch(done: int, curve: list[Point]) -> None:
         if done == strategy.until < training.epochs:
-            found = text_of_the_first(lambda: json.dumps(texts(_fronts(job, _evaluated_anew(job, training.result)))))
+            found = text_of_the_first(lambda: json.dumps(texts(_fronts_anew(job, strategy))))
             strategy.renew(architectures(job.space, json.loads(found)))
             training.plan(budget.plan(job.space, strategy, done, training.macs_done))
         job.progress.advance("epochs near the fronts", done, training.epochs)
@@ -85,14 +82,13 @@ def focus_supernet(job: Job) -> Facts:
     job.workforce.renew()
     devices = [goal.name for goal in job.goals]
     sizes = [len(front) for front in strategy.rounds]
-    spent = int(budget.spent(strategy, training.macs_done))
     job.progress.say(
         f"  {training.epochs} epochs near the fronts of {' and '.join(devices)}, predicted {_times(len(sizes))} "
-        f"(at last {sizes[-1]} networks); {100 * spent / macs:.0f} % of the supernet's arithmetic"
+        f"(at last {sizes[-1]} networks); {100 * training.macs_done / macs:.0f} % of the supernet's arithmetic"
     )
     return {
         "epochs": training.epochs,
-        "macs": spent,
+        "macs": training.macs_done,
         "processes": job.processes.count,
         "devices": devices,
         "fronts": sizes,
@@ -127,23 +123,25 @@ def _ready(job: Job) -> bool:
         return False
 
 
-def _first_fronts(job: Job) -> tuple[list[Architecture], int]:
-    """Fronts predicted with the supernet as it was trained, and the multiply-accumulates that predicting them anew will take.
-
-    The first process predicts them and tells the others.
-    """
+def _first_fronts(job: Job) -> list[Architecture]:
+    """Fronts predicted with the supernet as it was trained. The first process predicts them and tells the others."""
     if job.processes.rank > 0:
-        told = _told(job)
-        return architectures(job.space, told["fronts"]), int(told["evaluation_macs"])
+        return architectures(job.space, _told(job)["fronts"])
     evaluate_first(job)
-    seen, evaluator = job.evaluations.of(INITIAL), _evaluator(job)
-    images = len(evaluator.split.labels) + sum(map(len, evaluator.calibration))
-    evaluation_macs = images * sum(job.space.network(e.architecture).macs for e in seen)
-    fronts = _fronts(job, seen)
+    seen = job.evaluations.of(INITIAL)
+    evaluated, accuracies = [e.architecture for e in seen], [e.accuracy for e in seen]
+
+    def front(goal: Goal) -> list[Architecture]:
+        predicted, accuracy = job.predicted[goal], job.chosen_predictor()
+        accuracy.fit(predicted.features(evaluated), accuracies)
+        begin = evaluated_front(seen, predicted, goal.objectives, ())
+        return _front(job, goal, accuracy, [c.architecture for c in begin])
+
+    fronts = _joined(map(front, job.goals))
     if job.processes.count > 1:
-        told = {"key": job.fingerprint("focus"), "fronts": texts(fronts), "evaluation_macs": evaluation_macs}
+        told = {"key": job.fingerprint("focus"), "fronts": texts(fronts)}
         write_atomically(job.path(FRONTS_FILE), json.dumps(told))
-    return fronts, evaluation_macs
+    return fronts
 
 
 def _told(job: Job) -> dict[str, Any]:
@@ -155,50 +153,38 @@ def _told(job: Job) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _evaluated_anew(job: Job, supernet: Supernet) -> list[Evaluated]:
-    """The networks that teach the accuracy predictor, evaluated with weights that are still trained; not kept."""
-    chosen = [e.architecture for e in job.evaluations.of(INITIAL)]
-    results: dict[int, Evaluation] = {}
-    for index, result in job.workforce.pool.each(WithWeights(_evaluator(job), supernet), chosen):
-        results[index] = result
-        job.progress.advance("evaluations", len(results), len(chosen))
-    return [Evaluated(a, results[i].accuracy, results[i].loss, INITIAL) for i, a in enumerate(chosen)]
+def _fronts_anew(job: Job, strategy: NearFronts) -> list[Architecture]:
+    """Fronts predicted from the losses of the steps so far."""
+    space, network = job.space, next(iter(job.predicted.values())).network
+    rng = np.random.default_rng([job.seed, 8])
+    trained, losses = strategy.trained
+    drawn = [space.sample_spread(rng) for _ in range(REFERENCE)]
+    of_steps, reference = (accuracy_features(space, some, [network(a) for a in some]) for some in (trained, drawn))
+    ranks = LossPredictor(of_steps, losses, reference)
+    return _joined(_front(job, goal, ranks, strategy.rounds[-1]) for goal in job.goals)
 
 
-def _evaluator(job: Job) -> Evaluator:
-    """Evaluates on as many of the validation images as are enough to predict fronts anew."""
-    evaluator, split = job.evaluator, job.evaluator.split
-    chosen = np.random.default_rng([job.seed, 9]).permutation(len(split.labels))[: job.focus.images]
-    return Evaluator(evaluator.calibration, Split(split.images[chosen], split.labels[chosen]), evaluator.batch_size)
+def _front(job: Job, goal: Goal, accuracy: RanksNetworks, begin: Sequence[Architecture]) -> list[Architecture]:
+    """The predicted front of a goal's objectives, searched from where another one was.
 
-
-def _fronts(job: Job, seen: list[Evaluated]) -> list[Architecture]:
-    """The networks of all goals' predicted fronts, from those that were evaluated."""
-    return list(dict.fromkeys(a for goal in job.goals for a in _front(job, goal, seen)))
-
-
-def _front(job: Job, goal: Goal, seen: list[Evaluated]) -> list[Architecture]:
-    """The predicted front of a goal's objectives.
-
-    Constraints are left out, so that runs with other budgets can share what is trained.
+    Constraints are left out, so that runs with other budgets can share what is trained; and so is what does not pay, since that
+    depends on the constraints.
     """
-    round_ = Round(
-        goal=replace(goal, constraints=()),
-        predicted=job.predicted[goal],
-        number=1,
-        rounds=1,
-        seed=job.seed,
-        candidates=job.focus.candidates,
-        left=0,  # a front as predicted is enough to train near it
-        seen=seen,
-        left_out=NOTHING,  # it depends on the constraints, and what does not pay is on no front
-        new_predictor=job.chosen_predictor,
-        new_sampler=partial(job.sampler, job.seed),
-        scores=no_scores,
-        measured=lambda architectures: [],
-        on_progress=job.progress.advance,
+    candidates = propose(
+        job.space,
+        partial(job.predicted[goal].predict, accuracy=accuracy),
+        goal.objectives,
+        (),
+        job.sampler(job.seed),
+        job.focus.candidates,
+        with_precision_runs(job.space, begin),
+        on_progress=lambda done: job.progress.advance("candidates", done, job.focus.candidates),
     )
-    return choose(Guided().search(round_), goal.objectives, job.focus.networks)
+    return choose(candidates, goal.objectives, job.focus.networks)
+
+
+def _joined(fronts: Iterable[Sequence[Architecture]]) -> list[Architecture]:
+    return list(dict.fromkeys(a for front in fronts for a in front))
 
 
 def _times(count: int) -> str:

@@ -63,8 +63,13 @@ def starts(round_: Round) -> Sequence[Architecture]:
     space, goal = round_.predicted.space, round_.goal
     front = evaluated_front(round_.seen, round_.predicted, goal.objectives, goal.constraints)
     begins = front or nearest(as_candidates(round_.seen, round_.predicted, goal.constraints))
-    runs = (a for c in begins for a in (c.architecture, *precision_runs(space, c.architecture)))
+    runs = with_precision_runs(space, [c.architecture for c in begins])
     return list(dict.fromkeys(space.completed(round_.left_out.replaced(a)) for a in runs))
+
+
+def with_precision_runs(space: Space, architectures: Sequence[Architecture]) -> list[Architecture]:
+    """Networks, each followed by its `precision_runs`."""
+    return list(dict.fromkeys(a for own in architectures for a in (own, *precision_runs(space, own))))
 
 
 def precision_runs(space: Space, architecture: Architecture) -> list[Architecture]:

@@ -293,6 +293,22 @@ def test_samples_near_an_architecture_differ_from_it_in_as_many_choices_as_asked
         assert kept[0] > kept[1]
 
 
+@every_space
+def test_one_kind_of_choices_is_drawn_together(name: str) -> None:
+    """The choices of other kinds stay as they are where there are such; what a deeper network adds is drawn."""
+    space, rng = space_of(name), np.random.default_rng(0)
+    found = set()
+    for architecture in samples_of(name)[:20]:
+        for _ in range(2 * len(space.kinds)):
+            other = space.sample_kind(rng, architecture)
+            assert space.architecture(other) == other
+            both = [c for c in space.choices if c.name in architecture and c.name in other]
+            differs = {c.kind for c in both if other[c.name] != architecture[c.name]}
+            assert len(differs) <= 1
+            found |= differs
+    assert found == {c.kind for c in space.choices if len(c.options) > 1}
+
+
 def test_spread_samples_reach_the_ends_and_uniform_ones_do_not() -> None:
     """The reason for `sample_spread`."""
     space, rng = space_of("mobile"), np.random.default_rng(0)
