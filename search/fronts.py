@@ -13,6 +13,7 @@ from search.predicted import PredictedValues
 from spaces.choice import Architecture
 
 NEAREST = 4
+LEAST_COST = 1e-9  # of which there is a logarithm
 
 
 def choose(candidates: Sequence[Candidate], objectives: Sequence[Objective], count: int) -> list[Architecture]:
@@ -38,6 +39,27 @@ def choose(candidates: Sequence[Candidate], objectives: Sequence[Objective], cou
         taken = {c.architecture for c in front}
         pool = [c for c in pool if c.architecture not in taken]
     return [c.architecture for c in chosen]
+
+
+def evenly(candidates: Sequence[Candidate], objectives: Sequence[Objective], count: int) -> list[Architecture]:
+    """What `choose` chooses, taken evenly along the logarithm of each cost.
+
+    Candidates crowd where a sampler found many; here one that stands for a long part of a front alone is there as many times as
+    a crowd of as much width together.
+
+    Args:
+        candidates: predicted; repetitions count once.
+        objectives: what the fronts are made of.
+        count: how many, with repetitions; fewer where nothing costs.
+    """
+    chosen, values = choose(candidates, objectives, count), {c.architecture: c.values for c in candidates}
+    costs = [o.name for o in objectives if not o.maximize]
+    taken = [] if costs else chosen
+    for number, name in enumerate(costs):
+        at = np.log(np.maximum([values[a][name] for a in chosen], LEAST_COST))
+        places = np.linspace(at.min(), at.max(), len(range(number, count, len(costs))))
+        taken += [chosen[i] for i in np.abs(at - places[:, None]).argmin(axis=1)]
+    return taken
 
 
 def nondominated(candidates: Sequence[Candidate], objectives: Sequence[Objective]) -> list[Candidate]:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -17,7 +17,7 @@ from predictors.accuracy import RanksNetworks, accuracy_features
 from predictors.losses import LossPredictor
 from search.candidates import propose
 from search.evaluations import INITIAL
-from search.fronts import choose, evaluated_front
+from search.fronts import evaluated_front, evenly
 from search.job import FOCUS_FOLDER, FOCUSED_FILE, FRONTS_FILE, Job
 from search.objectives import Goal
 from search.run import Facts
@@ -81,7 +81,7 @@ def focus_supernet(job: Job) -> Facts:
     write_atomically(job.path(FOCUSED_FILE), weights)
     job.workforce.renew()
     devices = [goal.name for goal in job.goals]
-    sizes = [len(front) for front in strategy.rounds]
+    sizes = [len(set(front)) for front in strategy.rounds]
     job.progress.say(
         f"  {training.epochs} epochs near the fronts of {' and '.join(devices)}, predicted {_times(len(sizes))} "
         f"(at last {sizes[-1]} networks); {100 * training.macs_done / macs:.0f} % of the supernet's arithmetic"
@@ -137,7 +137,7 @@ def _first_fronts(job: Job) -> list[Architecture]:
         begin = evaluated_front(seen, predicted, goal.objectives, ())
         return _front(job, goal, accuracy, [c.architecture for c in begin])
 
-    fronts = _joined(map(front, job.goals))
+    fronts = [a for goal in job.goals for a in front(goal)]
     if job.processes.count > 1:
         told = {"key": job.fingerprint("focus"), "fronts": texts(fronts)}
         write_atomically(job.path(FRONTS_FILE), json.dumps(told))
@@ -161,7 +161,7 @@ def _fronts_anew(job: Job, strategy: NearFronts) -> list[Architecture]:
     drawn = [space.sample_spread(rng) for _ in range(REFERENCE)]
     of_steps, reference = (accuracy_features(space, some, [network(a) for a in some]) for some in (trained, drawn))
     ranks = LossPredictor(of_steps, losses, reference)
-    return _joined(_front(job, goal, ranks, strategy.rounds[-1]) for goal in job.goals)
+    return [a for goal in job.goals for a in _front(job, goal, ranks, strategy.rounds[-1])]
 
 
 def _front(job: Job, goal: Goal, accuracy: RanksNetworks, begin: Sequence[Architecture]) -> list[Architecture]:
@@ -180,11 +180,7 @@ def _front(job: Job, goal: Goal, accuracy: RanksNetworks, begin: Sequence[Archit
         with_precision_runs(job.space, begin),
         on_progress=lambda done: job.progress.advance("candidates", done, job.focus.candidates),
     )
-    return choose(candidates, goal.objectives, job.focus.networks)
-
-
-def _joined(fronts: Iterable[Sequence[Architecture]]) -> list[Architecture]:
-    return list(dict.fromkeys(a for front in fronts for a in front))
+    return evenly(candidates, goal.objectives, job.focus.networks)
 
 
 def _times(count: int) -> str:

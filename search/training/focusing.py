@@ -43,7 +43,7 @@ class FocusSettings:
         rounds: how often fronts are predicted, each time with the weights as they then are and for as much arithmetic.
         learning_rate: its peak.
         candidates: predicted to find each front.
-        networks: of each front, spread along it.
+        networks: of each front, evenly along the logarithm of each cost.
 
     Raises:
         UserError: a value that is not allowed.
@@ -77,7 +77,7 @@ class NearFronts(OnLabels):
     """Every step trains one network on the labels: often one like those of the fronts, otherwise one of any size.
 
     Args:
-        fronts: networks worth training; at least one.
+        fronts: networks worth training, each as often as it stands there; at least one.
         near: share of the steps that train networks like these.
         change: see `FocusSettings`.
         together: see `FocusSettings`.

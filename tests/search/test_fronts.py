@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from search.candidates import Candidate
-from search.fronts import choose, nearest_miss, nondominated
+from search.fronts import choose, evenly, nearest_miss, nondominated
 from search.objectives import parse_constraint, parse_objectives
 from spaces.choice import Architecture
 
@@ -80,3 +80,34 @@ def test_the_nearest_miss_names_what_binds() -> None:
     assert (miss["constraint"], miss["value"], miss["unit"]) == ("size<=10kB", 11e3, "B")
     assert "size<=10kB" in str(miss["text"])
     assert "1.1e+04 B" in str(miss["text"])
+
+
+def test_what_stands_alone_is_taken_as_often_as_a_crowd() -> None:
+    """Sizes of 1 to 2 a hundred times, and one of 4, to which a quarter of the logarithm's range is nearest."""
+    front = [candidate(i, i / 200, 1.0 + i / 100) for i in range(101)] + [candidate(101, 0.9, 4.0)]
+    taken = evenly(front, OBJECTIVES, 200)
+    assert len(taken) == 200
+    assert (taken[0], taken[-1]) == (front[0].architecture, front[-1].architecture)
+    assert abs(taken.count(front[-1].architecture) - 50) <= 1
+    assert {front[0].architecture, front[100].architecture, front[101].architecture} <= set(taken)
+
+
+def test_each_cost_has_its_share() -> None:
+    """Along one cost a candidate stands alone, along the other another one does."""
+    objectives = parse_objectives(["accuracy", "size", "macs"], ["x86"])
+    rows = [(0.1, 1.0, 8.0), (0.2, 1.1, 7.9), (0.3, 1.2, 1.0), (0.4, 9.0, 8.1)]
+    found = [
+        Candidate(Architecture({"index": i}), {"accuracy": a, "size": s, "macs": m}, 0.0) for i, (a, s, m) in enumerate(rows)
+    ]
+    taken = evenly(found, objectives, 100)
+    assert len(taken) == 100
+    counts = [taken.count(c.architecture) for c in found]
+    assert counts[2] >= 20  # few multiply-accumulates, alone
+    assert counts[3] >= 20  # large, alone
+
+
+def test_without_a_cost_the_best_are_taken() -> None:
+    front = [candidate(i, i / 10, 1.0) for i in range(5)]
+    assert evenly(front, parse_objectives(["accuracy"], ["x86"]), 2) == choose(
+        front, parse_objectives(["accuracy"], ["x86"]), 2
+    )
