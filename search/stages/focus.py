@@ -168,8 +168,10 @@ def _front(job: Job, goal: Goal, accuracy: RanksNetworks, begin: Sequence[Archit
     """The predicted front of a goal's objectives, searched from where another one was.
 
     Constraints are left out, so that runs with other budgets can share what is trained; and so is what does not pay, since that
-    depends on the constraints.
+    depends on the constraints. At most half of the candidates are variants of where it begins.
     """
+    begins = with_precision_runs(job.space, begin)
+    kept = np.linspace(0, len(begins) - 1, min(len(begins), -(-job.focus.candidates // 2))).round().astype(int)
     candidates = propose(
         job.space,
         partial(job.predicted[goal].predict, accuracy=accuracy),
@@ -177,7 +179,7 @@ def _front(job: Job, goal: Goal, accuracy: RanksNetworks, begin: Sequence[Archit
         (),
         job.sampler(job.seed),
         job.focus.candidates,
-        with_precision_runs(job.space, begin),
+        [begins[i] for i in kept],
         on_progress=lambda done: job.progress.advance("candidates", done, job.focus.candidates),
     )
     return evenly(candidates, goal.objectives, job.focus.networks)
