@@ -54,6 +54,7 @@ class Bench:
     epochs: int
     lengths: Sequence[float]
     networks: int
+    alone_seeds: int
     learning_rate: float
     supernet_learning_rates: Mapping[str, float]
     members: Sequence[float]
@@ -137,6 +138,12 @@ class Bench:
         each = (self.plan["images"]["val"] + self.plan["images"]["calibration"]) * self.plan["macs"]["mean"]
         count = round(MACS_PER_TRAINING * family / each)
         return max(12, count // 2), max(2, count // 4)
+
+    @property
+    def alone(self) -> dict[str, tuple[str, int]]:
+        """Trainings of each network alone: length and seed by name."""
+        full = {f"1.0~{number}" if number else "1.0": ("1.0", self.seed + number) for number in range(self.alone_seeds)}
+        return full | {str(length): (str(length), self.seed) for length in ("equal", *self.lengths)}
 
     def alone_epochs(self, length: str, share: float) -> int:
         """Passes of a network trained alone.

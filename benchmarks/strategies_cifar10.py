@@ -144,7 +144,7 @@ class Schedule:
         searching, gradient = ([s for s in family if s in chosen] for family in (SEARCHING, GRADIENT))
         timing = "timing:" + "+".join((*own, *searching, *gradient))
         shorter = [f"{DEFAULT}@{length}" for length in bench.lengths]
-        alone = [f"alone:{length}:{part}" for length in ("1.0", "equal", *bench.lengths) for part in range(ALONE_PARTS)]
+        alone = [f"alone:{name}:{part}" for name in bench.alone for part in range(ALONE_PARTS)]
         yield [("tables", bench.search_command(DEFAULT, ["space", "tables"]))]
         yield [(f"tables:{s}", bench.search_command(s, ["space", "tables"])) for s in own if s == INT8]
         yield [(f"supernet:{s}", bench.search_command(s, ["space", "tables", "supernet"])) for s in (*own, *shorter)]

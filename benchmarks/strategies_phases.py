@@ -62,8 +62,8 @@ class Phases:
         if self.bench.threads is not None:
             torch.set_num_threads(self.bench.threads)
         if kind == "alone":
-            length, part = rest.split(":")
-            self._alone(length, int(part))
+            name, part = rest.split(":")
+            self._alone(name, int(part))
         elif kind == "judge":
             self._judge(rest)
         elif kind == "front":
@@ -71,20 +71,22 @@ class Phases:
         else:
             self._time(rest.split("+"))
 
-    def _alone(self, length: str, part: int) -> None:
-        bench, job = self.bench, self.bench.job(DEFAULT)
-        evaluator, epochs = self._evaluator(job), bench.alone_epochs(length, job.finish.share)
-        for index, a in list(enumerate(bench.reference_networks(job.space)))[part::ALONE_PARTS]:
-            self._known(f"alone-{length}-{index}", partial(self._train_alone, job, evaluator, a, epochs, length))
+    def _alone(self, name: str, part: int) -> None:
+        job = self.bench.job(DEFAULT)
+        evaluator, networks = self._evaluator(job), list(enumerate(self.bench.reference_networks(job.space)))
+        for index, a in networks[part::ALONE_PARTS]:
+            self._known(f"alone-{name}-{index}", partial(self._train_alone, job, evaluator, a, name))
 
-    def _train_alone(self, job: Job, evaluator: Evaluator, architecture: Architecture, epochs: int, length: str) -> Any:
+    def _train_alone(self, job: Job, evaluator: Evaluator, architecture: Architecture, name: str) -> Any:
         bench = self.bench
-        torch.manual_seed(bench.seed)
+        length, seed = bench.alone[name]
+        epochs = bench.alone_epochs(length, job.finish.share)
+        torch.manual_seed(seed)
         supernet = Supernet(job.space, job.estimators)
         given = {"learning_rate": bench.learning_rate, "epochs": epochs, "curve_points": 0}
-        training = job.training(supernet=supernet, strategy=Alone(architecture), seed=bench.seed, evaluator=evaluator, **given)
+        training = job.training(supernet=supernet, strategy=Alone(architecture), seed=seed, evaluator=evaluator, **given)
         train(
-            training, job.ready_data, Path(bench.work) / "alone" / length / architecture_key(architecture), job.processes.single
+            training, job.ready_data, Path(bench.work) / "alone" / name / architecture_key(architecture), job.processes.single
         )
         return {"accuracy": evaluator.evaluate(supernet, architecture).accuracy, "macs": training.macs_done, "epochs": epochs}
 

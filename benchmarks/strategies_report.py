@@ -6,7 +6,7 @@ import io
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import combinations, cycle
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,7 @@ def write(bench: Bench, strategies: Sequence[str], docs: Path | None) -> Figures
         "supernet_pays": pays(bench),
         "over_uniform_int8": {kind: over_int8(timing, kind) for kind in KINDS} if INT8 in rows else None,
         "gap_points_by_epochs": curve(bench),
+        "tau_between_seeds_alone": alone_agreement(bench),
         "processor_s": sum(json.loads(path.read_text())["cpu_s"] for path in bench.cost_path("all").parent.glob("*.json")),
         "setting": bench.setting,
         "rows": bench.rows,
@@ -91,7 +92,7 @@ def judged(bench: Bench, weights: str) -> Figures:
     """How a supernet's networks compare with those trained alone, which are in the whole space only."""
     if weights == INT8:
         return dict.fromkeys(("tau", "gap_points", "gap_finished_points"))
-    alone, inherited = accuracies(bench, "alone-1.0"), accuracies(bench, f"inherited-{weights}")
+    alone, inherited = alone_accuracies(bench, "1.0"), accuracies(bench, f"inherited-{weights}")
     finished = accuracies(bench, f"finished-{weights}")
     return {
         "tau": float(kendalltau(inherited, alone).statistic),
@@ -131,7 +132,7 @@ def pays(bench: Bench) -> Figures:
     better = np.array(accuracies(bench, parts["finished"])) > np.array(accuracies(bench, parts["alone_equal"]))
     return {
         **{f"accuracy_{name}": value for name, value in means.items()},
-        "accuracy_alone_same_epochs": float(np.mean(accuracies(bench, "alone-1.0"))),
+        "accuracy_alone_same_epochs": float(np.mean(alone_accuracies(bench, "1.0"))),
         "networks": bench.networks,
         "networks_better": int(better.sum()),
         "macs_supernet": supernet,
@@ -146,9 +147,23 @@ def curve(bench: Bench) -> dict[int, float]:
     points = {}
     for length in (*bench.lengths, 1.0):
         name = DEFAULT if length == 1.0 else f"{DEFAULT}@{length}"
-        alone, inherited = accuracies(bench, f"alone-{length}"), accuracies(bench, f"inherited-{name}")
+        alone, inherited = alone_accuracies(bench, str(length)), accuracies(bench, f"inherited-{name}")
         points[bench.alone_epochs(str(length), 0.0)] = 100.0 * float(np.mean(alone) - np.mean(inherited))
     return points
+
+
+def alone_accuracies(bench: Bench, length: str) -> list[float]:
+    """Of each network, trained alone for that long; the mean of all seeds."""
+    by_seed = [accuracies(bench, f"alone-{name}") for name, (own, _) in bench.alone.items() if own == length]
+    return [float(mean) for mean in np.mean(by_seed, axis=0)]
+
+
+def alone_agreement(bench: Bench) -> float | None:
+    """Kendall's tau between seeds of the same networks trained alone, mean of all pairs: what chance leaves of a ranking."""
+    names = [name for name, (length, _) in bench.alone.items() if length == "1.0"]
+    by_seed = [accuracies(bench, f"alone-{name}") for name in names]
+    taus = [float(kendalltau(a, b).statistic) for a, b in combinations(by_seed, 2)]
+    return float(np.mean(taus)) if taus else None
 
 
 def results(bench: Bench, kind: str) -> list[dict[str, Any]]:
@@ -194,7 +209,7 @@ def tables(result: Mapping[str, Any]) -> str:
     lines = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *body)]
     size = f"{result['rows'] or 'all'} rows of the training file, the arithmetic of {result['epochs']} epochs of `{PLAIN}`"
     described = "; ".join(f"{key} {value}" for key, value in result["machine"].items())
-    lines += ["", f"Setting `{result['setting']}`: {size}. {described}.", "", *paid(pays_)]
+    lines += ["", f"Setting `{result['setting']}`: {size}. {described}.", "", *paid(pays_, result["tau_between_seeds_alone"])]
     if over := result["over_uniform_int8"]:
         lines += ["", *(against_int8(over[kind], kind) for kind in KINDS)]
     by_length = ", ".join(f"{epochs}: {gap:+.1f}" for epochs, gap in by_epochs.items())
@@ -203,16 +218,21 @@ def tables(result: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def paid(pays_: Mapping[str, Any]) -> list[str]:
-    """Whether the supernet pays, in words."""
+def paid(pays_: Mapping[str, Any], agreement: float | None) -> list[str]:
+    """Whether the supernet pays, in words, and how far chance decides about the networks trained alone."""
     total, alone = ((pays_["macs_supernet"] + pays_["macs_finishing"]) / 1e12, pays_["macs_alone_equal"] / 1e12)
-    return [
+    found = [
         f"{pays_['networks']} networks out of one supernet, finished: {pays_['accuracy_finished']:.1%} on average "
         f"(inherited {pays_['accuracy_inherited']:.1%}), {total:.3f} TMAC in all.",
         f"The same networks trained alone for {pays_['epochs_alone_equal']} epochs: {pays_['accuracy_alone_equal']:.1%}, "
         f"{alone:.3f} TMAC in all; {pays_['networks_better']} of the {pays_['networks']} are better out of the supernet.",
         f"Trained alone for as many epochs as `{PLAIN}`: {pays_['accuracy_alone_same_epochs']:.1%}.",
     ]
+    if agreement is not None:
+        found.append(
+            f"Two seeds of these agree on the ranking to a tau of {agreement:.2f}; strategies are compared with the mean."
+        )
+    return found
 
 
 def against_int8(over: Mapping[str, float | None], kind: str) -> str:

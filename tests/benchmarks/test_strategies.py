@@ -106,7 +106,7 @@ def test_phases_give_the_figures_and_the_picture(bench: Bench, tmp_path: Path) -
         job = bench.job("focused")
         for name in names:
             do_stage(job, stages[name], None)
-    phases = [f"alone:{length}:{part}" for length in ("1.0", "equal") for part in range(ALONE_PARTS)]
+    phases = [f"alone:{name}:{part}" for name in bench.alone for part in range(ALONE_PARTS)]
     for phase in (*phases, "judge:focused", "front:focused", "timing:focused"):
         Phases(bench).run(phase)
     before = {path: path.stat().st_mtime_ns for path in Path(bench.work, "results").glob("alone-*")}
