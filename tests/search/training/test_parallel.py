@@ -94,7 +94,7 @@ def test_the_command_line_starts_the_others(tmp_path: Path, tiny_job: tuple[str,
     assert ended.stderr == ""
     records = json.loads((tmp_path / "run" / "stages.json").read_text())
     assert [records[stage]["facts"]["processes"] for stage in ("supernet", "focus")] == [2, 2]
-    assert len(records["focus"]["facts"]["fronts"]) == 2  # predicted by the first process, between epochs too
+    assert len(records["focus"]["facts"]["fronts"]) == 6  # predicted by the first process, between epochs too
     assert (tmp_path / "run" / "focus" / "supernet.safetensors").exists()
     assert "trainer" not in (tmp_path / "run" / "overrides.json").read_text()
 
