@@ -110,10 +110,7 @@ def test_the_fronts_of_a_checkpoint_are_trained_further(small_space: MobileSpace
     "state",
     [
         *(None, 3, {}, {"rounds": [["{}"]]}),
-        *(
-            {"rounds": r, "until": 1, "trained": [], "losses": []}
-            for r in ([], [[]], [["no JSON"]], [['{"depth": 99}']], [[1]])
-        ),
+        *({"rounds": r, "until": 1, **NO_LOSSES} for r in ([], [[]], [["no JSON"]], [['{"depth": 99}']], [[1]])),
     ],
 )
 def test_fronts_of_a_checkpoint_that_are_none(small_space: MobileSpace, state: object) -> None:
